@@ -1,0 +1,128 @@
+//! The default module: keys and values of any bytes over HTTP.
+//!
+//! | request | reply |
+//! |---|---|
+//! | `PUT /kv/{key}` | 201 (created) or 204 (replaced), `ETag` |
+//! | `GET /kv/{key}` | 200 with the value and `ETag`, 304, or 404 |
+//! | `DELETE /kv/{key}` | 204 or 404 |
+//! | `GET /kv?prefix=&after=&limit=` | 200 with one page of keys in their order (`listing.rs`) |
+//!
+//! `If-Match` and `If-None-Match` make any of them conditional (`conditions.rs`). The revision in an `ETag` is the
+//! number of the command that wrote the value: unique and increasing for ever.
+//!
+//! This file owns the routes and what a key holds: next is `conditions.rs`.
+
+mod conditions;
+mod listing;
+
+use conditions::{Conditions, Verdict};
+use raftlet_machine::guest::{Context, Machine, Route, Store, StoreView};
+use raftlet_machine::{ArchivedRequest, Method, Reply, limits};
+
+/// Every key in the store begins with this byte: other kinds of data can come later without a migration.
+const KEY_PREFIX: &[u8] = b"k";
+const KEY_BYTES_MAX: usize = limits::KEY_BYTES_MAX - KEY_PREFIX.len();
+const REVISION_BYTES: usize = size_of::<u64>();
+const ALLOW: &str = "GET, HEAD, PUT, DELETE";
+
+struct KeyValue;
+
+impl Machine for KeyValue {
+    const NAME: &'static str = "kv";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+
+    fn routes() -> &'static [Route] {
+        const ROUTES: &[Route] = &[
+            Route::new(Method::Put, "/kv/{key}", "store the body under the key"),
+            Route::new(Method::Get, "/kv/{key}", "the value"),
+            Route::new(Method::Delete, "/kv/{key}", "remove the key"),
+            Route::new(Method::Get, "/kv?prefix=&after=&limit=", "one page of keys, in order"),
+        ];
+        ROUTES
+    }
+
+    fn apply(ctx: &Context, request: &ArchivedRequest, store: &mut Store) -> Reply {
+        if request.path() == "/kv" {
+            return Reply::method_not_allowed("GET, HEAD");
+        }
+        write(ctx.command_number, request, store).unwrap_or_else(|refusal| refusal)
+    }
+
+    fn query(_: &Context, request: &ArchivedRequest, store: &StoreView) -> Reply {
+        if request.path() == "/kv" {
+            return listing::list(request, store).unwrap_or_else(|refusal| refusal);
+        }
+        read(request, store).unwrap_or_else(|refusal| refusal)
+    }
+}
+
+raftlet_machine::export!(KeyValue);
+
+/// PUT and DELETE. `Err` is a refusal: nothing was written.
+fn write(revision: u64, request: &ArchivedRequest, store: &mut Store) -> Result<Reply, Reply> {
+    let key = stored_key(request)?;
+    let current = store.get(&key).map(|stored| Value::of(&stored).revision);
+    let conditions = Conditions::of(request)?;
+    match request.method() {
+        Method::Put => {
+            conditions.check_write(current)?;
+            store.set(&key, &[&revision.to_le_bytes(), request.body()].concat());
+            let status = if current.is_some() { 204 } else { 201 };
+            Ok(Reply::status(status).with_header("etag", etag(revision)))
+        }
+        Method::Delete => {
+            // RFC 9110 §13.2.1: without the conditions this would be no success, so they don't count.
+            current.ok_or_else(Reply::not_found)?;
+            conditions.check_write(current)?;
+            store.delete(&key);
+            Ok(Reply::status(204))
+        }
+        _ => Err(Reply::method_not_allowed(ALLOW)),
+    }
+}
+
+/// GET and HEAD.
+fn read(request: &ArchivedRequest, store: &StoreView) -> Result<Reply, Reply> {
+    let stored = store.get(&stored_key(request)?).ok_or_else(Reply::not_found)?;
+    let value = Value::of(&stored);
+    let reply = match Conditions::of(request)?.judge(Some(value.revision)) {
+        Verdict::Pass => Reply::ok(value.bytes),
+        Verdict::Unchanged => Reply::status(304),
+        Verdict::Failed => return Err(conditions::failed()),
+    };
+    Ok(reply.with_header("etag", etag(value.revision)))
+}
+
+/// The store's key for the request's: what follows `/kv/`, percent-decoded.
+fn stored_key(request: &ArchivedRequest) -> Result<Vec<u8>, Reply> {
+    let key = request.path_after("/kv/").ok_or_else(|| Reply::text(404, "not found; this module serves /kv"))?;
+    let key = key.map_err(Reply::bad_request)?;
+    if key.is_empty() {
+        return Err(Reply::bad_request("the key is empty; a key follows /kv/"));
+    }
+    if key.len() > KEY_BYTES_MAX {
+        let why = format!("the key has {} bytes, {KEY_BYTES_MAX} are allowed", key.len());
+        return Err(Reply::text(414, why));
+    }
+    Ok([KEY_PREFIX, &key].concat())
+}
+
+/// What the store holds under a key: the revision (8 bytes, little-endian), then the value as it was sent.
+struct Value<'a> {
+    revision: u64,
+    bytes: &'a [u8],
+}
+
+impl<'a> Value<'a> {
+    fn of(stored: &'a [u8]) -> Self {
+        let (revision, bytes) = stored.split_first_chunk::<REVISION_BYTES>().expect("only `write` writes values");
+        Value { revision: u64::from_le_bytes(*revision), bytes }
+    }
+}
+
+fn etag(revision: u64) -> String {
+    format!("\"{revision}\"")
+}
+
+#[cfg(test)]
+mod tests;
