@@ -1,0 +1,328 @@
+//! Everything about a node that can be set: each default with its unit and its reason, and the rules a configuration
+//! must obey. Never reads flags, environment or files: that is `cli/settings.rs`. What a configuration starts is
+//! `node.rs`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+/// One node's configuration. [`NodeConfig::validate`] says what is wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// The node's id in the cluster, 1 or more. It belongs to `dir` for ever.
+    pub id: u64,
+    /// The data directory. Created if it isn't there.
+    pub dir: PathBuf,
+    /// Where clients connect. Port 0: any free port.
+    pub listen: SocketAddr,
+    /// Where the other nodes connect. Port 0: any free port.
+    pub peer_listen: SocketAddr,
+    /// All nodes of the cluster, this one included: id to `host:port` of the peer listener.
+    pub peers: BTreeMap<u64, String>,
+    /// Found the cluster, with `peers` as its members, if `dir` is empty. A `dir` that has data ignores it.
+    pub bootstrap: bool,
+    /// The module that a bootstrapping node proposes. None: the key-value module that is part of the binary.
+    pub module: Option<PathBuf>,
+    pub batching: BatchingConfig,
+    pub limits: HttpLimits,
+    pub raft: RaftTiming,
+    /// Threads for connections and Raft. 0: as many as the machine has cores.
+    pub worker_threads: usize,
+}
+
+/// When a batch is sealed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchingConfig {
+    /// Off: each command is a batch of its own.
+    pub enabled: bool,
+    /// Commands.
+    pub max_ops: usize,
+    /// Bytes of the commands together. One command that is larger makes a batch alone.
+    pub max_bytes: usize,
+    /// The longest time that a command waits for others while the pipe is busy.
+    pub max_delay: Duration,
+}
+
+/// What the client listener accepts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpLimits {
+    /// Bytes of one request's body; beyond it the answer is 413.
+    pub body_bytes_max: usize,
+    /// Bytes of all requests that wait or run; beyond it the answer is 503 with Retry-After.
+    pub queue_bytes_max: usize,
+    /// Bytes of one request's head; beyond it the answer is 431.
+    pub header_bytes_max: usize,
+    /// Client connections at the same time; more wait in the listener's backlog.
+    pub connections_max: usize,
+    /// From a complete request to its answer; beyond it the outcome is unknown.
+    pub request_timeout: Duration,
+    /// From the first byte of a request to the end of its head.
+    pub header_read_timeout: Duration,
+    /// How long a connection may be without a request.
+    pub idle_timeout: Duration,
+}
+
+/// Raft's clocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RaftTiming {
+    pub heartbeat: Duration,
+    /// A follower that hears nothing stands for election after a random time from here ...
+    pub election_min: Duration,
+    /// ... to here.
+    pub election_max: Duration,
+}
+
+impl Default for BatchingConfig {
+    fn default() -> Self {
+        BatchingConfig {
+            enabled: true,
+            // Beyond this the cost of a commit is spread thin enough; a larger batch only lengthens the apply that
+            // everybody behind it waits for.
+            max_ops: 1024,
+            // As the default body limit: the largest body makes a batch alone, small ones never make a larger entry.
+            max_bytes: MIB,
+            // Over what a commit takes on a busy machine, so that the end of the one before it seals the next batch, and
+            // this only bounds the wait when commits are slow. An idle pipe seals at once: only a busy one can cost it.
+            max_delay: Duration::from_millis(4),
+        }
+    }
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        HttpLimits {
+            // The logic is for small records; a large body is copied into every replica's log.
+            body_bytes_max: MIB,
+            // Two seconds of a slow disk's throughput, and a bound on the memory that waiting clients can cost.
+            queue_bytes_max: 64 * MIB,
+            // Room for cookies and tokens; four times what common web servers allow for one line.
+            header_bytes_max: 32 * KIB,
+            // About 20 KiB of buffers each: 200 MiB in the worst case.
+            connections_max: 10_000,
+            // Eight elections: whoever waits longer meets a cluster without a majority.
+            request_timeout: Duration::from_secs(10),
+            // A head fits in a few packets; slower than this is a client that holds connections on purpose.
+            header_read_timeout: Duration::from_secs(10),
+            // Longer than the pause between two requests of a connection pool, shorter than a day of leaks.
+            idle_timeout: Duration::from_secs(75),
+        }
+    }
+}
+
+impl Default for RaftTiming {
+    fn default() -> Self {
+        RaftTiming {
+            // Also the time that a heartbeat's acknowledgement may take, and that waits for the follower's fsync: with a
+            // slower disk the leader would not be sure of its quorum and refuse writes.
+            heartbeat: Duration::from_millis(200),
+            // Three heartbeats: a slow fsync or a busy core is no lost leader.
+            election_min: Duration::from_millis(600),
+            // Twice the minimum: two candidates rarely stand at the same moment.
+            election_max: Duration::from_millis(1200),
+        }
+    }
+}
+
+/// A setting that can't be used. The text says which and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub String);
+
+/// Returns the error `text` unless `condition` holds.
+fn must(condition: bool, text: impl FnOnce() -> String) -> Result<(), ConfigError> {
+    if condition { Ok(()) } else { Err(ConfigError(text())) }
+}
+
+impl NodeConfig {
+    /// The rules that no single value can break alone are checked here too, so that a node never starts half right.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        must(self.id >= 1, || "id: 0 is no node id; ids begin with 1".into())?;
+        must(!self.peers.is_empty(), || "peers: give all nodes of the cluster, as in 1=10.0.0.1:9080,2=...".into())?;
+        must(self.peers.contains_key(&self.id), || {
+            let ids: Vec<_> = self.peers.keys().map(u64::to_string).collect();
+            format!("peers: node {} is not among them ({}); list this node too", self.id, ids.join(", "))
+        })?;
+        let mut owner_of = BTreeMap::new();
+        for (id, address) in &self.peers {
+            must(*id >= 1, || "peers: 0 is no node id; ids begin with 1".into())?;
+            check_peer_address(*id, address)?;
+            if let Some(other) = owner_of.insert(address, id) {
+                return Err(ConfigError(format!("peers: nodes {other} and {id} have the same address {address}")));
+            }
+        }
+        must(self.listen.port() == 0 || self.listen != self.peer_listen, || {
+            format!("listen and peer-listen are both {}; clients and peers need a port each", self.listen)
+        })?;
+        must(!self.dir.as_os_str().is_empty(), || "dir: give the directory that keeps this node's data".into())?;
+        self.batching.validate()?;
+        self.limits.validate()?;
+        self.raft.validate()
+    }
+}
+
+fn check_peer_address(id: u64, address: &str) -> Result<(), ConfigError> {
+    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+    must(matches!(port, Some(Ok(1..))), || {
+        format!("peers: the address of node {id} is {address:?}, but must be HOST:PORT, as in 10.0.0.{id}:9080")
+    })
+}
+
+impl BatchingConfig {
+    /// Commands in the largest batch that may be asked for.
+    pub const MAX_OPS_LIMIT: usize = raftlet_machine::limits::BATCH_COMMANDS_MAX;
+    /// Bytes of the largest batch that may be asked for: it is one log entry, which peers hold in memory.
+    pub const MAX_BYTES_LIMIT: usize = 16 * MIB;
+    /// The longest delay that may be asked for.
+    pub const MAX_DELAY_LIMIT: Duration = Duration::from_secs(1);
+
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        must((1..=Self::MAX_OPS_LIMIT).contains(&self.max_ops), || {
+            format!("batch-max-ops: {} is not from 1 to {}", self.max_ops, Self::MAX_OPS_LIMIT)
+        })?;
+        must((KIB..=Self::MAX_BYTES_LIMIT).contains(&self.max_bytes), || {
+            format!("batch-max-bytes: {} is not from 1KiB to 16MiB", self.max_bytes)
+        })?;
+        must(self.max_delay <= Self::MAX_DELAY_LIMIT, || {
+            let given = humantime::format_duration(self.max_delay);
+            format!("batch-max-delay: {given} is too long; 1s is the longest, a few milliseconds are usual")
+        })
+    }
+}
+
+impl HttpLimits {
+    /// Bytes of the largest body limit that may be asked for: a body is in one log entry.
+    pub const BODY_BYTES_LIMIT: usize = raftlet_machine::limits::REQUEST_BODY_BYTES_MAX;
+
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        must((1..=Self::BODY_BYTES_LIMIT).contains(&self.body_bytes_max), || {
+            format!("body-bytes-max: {} is not from 1 to 8MiB", self.body_bytes_max)
+        })?;
+        must(self.queue_bytes_max >= self.body_bytes_max.saturating_add(self.header_bytes_max), || {
+            format!(
+                "queue-bytes-max: {} can't hold one largest request (body-bytes-max {} + header-bytes-max {}); raise it",
+                self.queue_bytes_max, self.body_bytes_max, self.header_bytes_max
+            )
+        })?;
+        // The HTTP server's own buffer can't be smaller than 8 KiB.
+        must((8 * KIB..=MIB).contains(&self.header_bytes_max), || {
+            format!("header-bytes-max: {} is not from 8KiB to 1MiB", self.header_bytes_max)
+        })?;
+        must(self.connections_max >= 1, || "connections-max: 0 would serve nobody; give at least 1".into())?;
+        let timeouts = [
+            ("request-timeout", self.request_timeout),
+            ("header-read-timeout", self.header_read_timeout),
+            ("idle-timeout", self.idle_timeout),
+        ];
+        for (name, given) in timeouts {
+            must(given >= Duration::from_millis(100), || {
+                format!("{name}: {} is too short; give at least 100ms", humantime::format_duration(given))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl RaftTiming {
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let text = humantime::format_duration;
+        must(self.heartbeat >= Duration::from_millis(10), || {
+            format!("heartbeat: {} is too short; give at least 10ms", text(self.heartbeat))
+        })?;
+        // Two may be lost or late before a follower stands.
+        must(self.election_min >= self.heartbeat.saturating_mul(3), || {
+            let (given, least) = (text(self.election_min), text(self.heartbeat.saturating_mul(3)));
+            format!("election-min: {given} is under three heartbeats; give at least {least} or a shorter heartbeat")
+        })?;
+        must(self.election_max > self.election_min, || {
+            let (max, min) = (text(self.election_max), text(self.election_min));
+            format!("election-max: {max} must be longer than election-min ({min}), or candidates collide")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> NodeConfig {
+        NodeConfig {
+            id: 1,
+            dir: "data".into(),
+            listen: "127.0.0.1:8080".parse().unwrap(),
+            peer_listen: "127.0.0.1:9080".parse().unwrap(),
+            peers: [(1, "127.0.0.1:9080".into()), (2, "db.example:9081".into()), (3, "[::1]:9082".into())].into(),
+            bootstrap: false,
+            module: None,
+            batching: BatchingConfig::default(),
+            limits: HttpLimits::default(),
+            raft: RaftTiming::default(),
+            worker_threads: 0,
+        }
+    }
+
+    /// Asserts that the changed configuration is refused with a message that has both texts in it.
+    fn refused(change: impl FnOnce(&mut NodeConfig), names: &str, advice: &str) {
+        let mut config = good();
+        change(&mut config);
+        let message = config.validate().expect_err(names).to_string();
+        assert!(message.contains(names) && message.contains(advice), "{message}");
+    }
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(good().validate(), Ok(()));
+    }
+
+    #[test]
+    fn identity_and_peers_are_refused_with_advice() {
+        refused(|c| c.id = 0, "id: 0", "begin with 1");
+        refused(|c| c.id = 4, "node 4", "list this node too");
+        refused(|c| c.peers.clear(), "peers:", "1=10.0.0.1:9080");
+        refused(|c| drop(c.peers.insert(2, "127.0.0.1:9080".into())), "nodes 1 and 2", "same address");
+        for address in ["", "host", "host:", ":9080", "host:0", "host:65536", "host:x"] {
+            refused(|c| drop(c.peers.insert(3, address.into())), "node 3", "HOST:PORT");
+        }
+        refused(|c| c.peer_listen = c.listen, "listen and peer-listen", "a port each");
+        refused(|c| c.dir = PathBuf::new(), "dir:", "give the directory");
+    }
+
+    #[test]
+    fn one_listen_address_twice_is_fine_if_the_ports_are_chosen_by_the_system() {
+        let mut config = good();
+        config.listen.set_port(0);
+        config.peer_listen.set_port(0);
+        assert_eq!(config.validate(), Ok(()));
+    }
+
+    #[test]
+    fn each_limit_is_obeyed_and_violated() {
+        let mut edge = good();
+        edge.batching =
+            BatchingConfig { enabled: true, max_ops: 65_536, max_bytes: 1024, max_delay: Duration::from_secs(1) };
+        edge.limits.body_bytes_max = 8 * MIB;
+        edge.limits.queue_bytes_max = 16 * MIB + 32 * KIB;
+        edge.limits.idle_timeout = Duration::from_millis(100);
+        edge.raft.heartbeat = Duration::from_millis(100);
+        edge.raft.election_min = Duration::from_millis(300);
+        assert_eq!(edge.validate(), Ok(()));
+
+        refused(|c| c.batching.max_ops = 0, "batch-max-ops: 0", "from 1");
+        refused(|c| c.batching.max_ops = 65_537, "batch-max-ops: 65537", "65536");
+        refused(|c| c.batching.max_bytes = 1023, "batch-max-bytes: 1023", "1KiB");
+        refused(|c| c.batching.max_bytes = 16 * MIB + 1, "batch-max-bytes", "16MiB");
+        refused(|c| c.batching.max_delay = Duration::from_millis(1001), "batch-max-delay: 1s 1ms", "1s is the longest");
+        refused(|c| c.limits.body_bytes_max = 0, "body-bytes-max: 0", "from 1");
+        refused(|c| c.limits.body_bytes_max = 8 * MIB + 1, "body-bytes-max", "8MiB");
+        refused(|c| c.limits.queue_bytes_max = MIB, "queue-bytes-max", "raise it");
+        refused(|c| c.limits.header_bytes_max = 100, "header-bytes-max: 100", "8KiB");
+        refused(|c| c.limits.connections_max = 0, "connections-max: 0", "at least 1");
+        refused(|c| c.limits.request_timeout = Duration::ZERO, "request-timeout: 0s", "100ms");
+        refused(|c| c.raft.heartbeat = Duration::from_millis(9), "heartbeat: 9ms", "10ms");
+        refused(|c| c.raft.election_min = Duration::from_millis(599), "election-min: 599ms", "600ms");
+        refused(|c| c.raft.election_max = Duration::from_millis(600), "election-max: 600ms", "longer");
+    }
+}

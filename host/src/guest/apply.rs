@@ -1,0 +1,202 @@
+//! A whole batch: runs it, finds the commands to blame, runs the others again as if those had never been there. Every
+//! decision follows from fuel, limits and the module alone, so that all replicas make the same one.
+//!
+//! A command that fails is left out and the same bytes run again on a fresh instance, with the store as it was. After
+//! [`CULPRITS_MAX`] of them, or when nobody can be told to be the one to blame, the commands run one by one.
+//! Next: `state_machine/` takes the store's writes and the replies (step 8).
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use raftlet_machine::Batch;
+
+use super::attempt::{Attempt, Entrance, Job, Verdict};
+use super::engine::TICK;
+use super::fault::LocalFault;
+use super::host::Backing;
+use super::module::Module;
+use super::store::{CommandStore, ReadStore};
+use crate::outcome::{CommandReply, Failure};
+
+/// So many commands are left out of a batch before the rest runs one by one.
+pub const CULPRITS_MAX: usize = 8;
+
+/// The only clock, identity and randomness that a module sees. The fields are those of `context` in the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Context {
+    pub log_index: u64,
+    pub term: u64,
+    /// Milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    pub first_command: u64,
+    pub seed: u64,
+}
+
+impl Module {
+    /// Runs the commands at the positions in `run` (ascending; empty: all) of an archived batch. Returns one reply for
+    /// each of them, in that order, and the store with the writes of those that did not fail.
+    ///
+    /// Needs [`super::STACK_BYTES`] and 1 MiB more of stack. The calling thread is busy for at most about ten times
+    /// the batch's fuel.
+    ///
+    /// # Errors
+    /// This machine failed; the node must stop. Nothing may be concluded about the batch.
+    pub fn apply<S: CommandStore>(
+        &self,
+        context: &Context,
+        batch: &[u8],
+        run: &[u32],
+        store: S,
+    ) -> Result<(Vec<CommandReply>, S), LocalFault> {
+        let job = self.job(context, batch)?;
+        let run = positions(run, job.count)?;
+        let course = Course::new(self.apply_entrance(), job, Backing::Command(Box::new(store)), None);
+        let (replies, backing) = course.finish(run)?;
+        let Backing::Command(store) = backing else {
+            return Err(LocalFault("the store of a command got lost".into()));
+        };
+        let store: Box<dyn std::any::Any> = store;
+        let store = store.downcast::<S>().map_err(|_| LocalFault("the store of a command was swapped".into()))?;
+        Ok((replies, *store))
+    }
+
+    /// The same for queries. Those that are not done `within` this time are answered [`Failure::QueryTimeout`]. Waits
+    /// while too many other queries run; waiting counts.
+    ///
+    /// # Errors
+    /// This machine failed; the queries have no answer.
+    pub fn query<S: ReadStore>(
+        &self,
+        context: &Context,
+        batch: &[u8],
+        run: &[u32],
+        store: S,
+        within: Duration,
+    ) -> Result<Vec<CommandReply>, LocalFault> {
+        let deadline = Instant::now() + within;
+        let _slot = self.engine().query_slot();
+        let job = self.job(context, batch)?;
+        let run = positions(run, job.count)?;
+        let course = Course::new(self.query_entrance(), job, Backing::Query(Box::new(store)), Some(deadline));
+        Ok(course.finish(run)?.0)
+    }
+
+    fn job<'a>(&self, context: &'a Context, batch: &'a [u8]) -> Result<Job<'a>, LocalFault> {
+        // It was validated when it came in: if it is broken now, this machine broke it.
+        let archived = Batch::access(batch).map_err(|error| LocalFault(format!("a logged batch is {error}")))?;
+        Ok(Job { context, batch, count: archived.commands.len(), limits: *self.limits() })
+    }
+}
+
+fn positions(run: &[u32], count: usize) -> Result<Vec<u32>, LocalFault> {
+    if run.is_empty() {
+        return Ok((0..count as u32).collect());
+    }
+    let ascending = run.windows(2).all(|pair| pair[0] < pair[1]);
+    let inside = run.last().is_some_and(|last| (*last as usize) < count);
+    if !ascending || !inside {
+        return Err(LocalFault(format!("the positions {run:?} don't fit a batch of {count}")));
+    }
+    Ok(run.to_vec())
+}
+
+/// A batch on its way through its runs.
+struct Course<'a> {
+    entrance: &'a Entrance,
+    job: Job<'a>,
+    backing: Backing,
+    deadline: Option<Instant>,
+    /// The batch's fuel, without what those left out have burnt.
+    budget: u64,
+    settled: BTreeMap<u32, CommandReply>,
+}
+
+impl<'a> Course<'a> {
+    fn new(entrance: &'a Entrance, job: Job<'a>, backing: Backing, deadline: Option<Instant>) -> Self {
+        let budget = job.limits.fuel_per_batch;
+        Course { entrance, job, backing, deadline, budget, settled: BTreeMap::new() }
+    }
+
+    fn finish(mut self, run: Vec<u32>) -> Result<(Vec<CommandReply>, Backing), LocalFault> {
+        self.together(run)?;
+        Ok((self.settled.into_values().collect(), self.backing))
+    }
+
+    fn together(&mut self, mut run: Vec<u32>) -> Result<(), LocalFault> {
+        let mut culprits = 0;
+        while !run.is_empty() {
+            let Attempt { verdict, burnt, .. } = self.attempt(&run)?;
+            if let Verdict::Done(replies) = verdict {
+                self.settled.extend(run.into_iter().zip(replies));
+                return Ok(());
+            }
+            if let Backing::Command(store) = &mut self.backing {
+                store.discard();
+            }
+            match verdict {
+                Verdict::Culprit(at, failure) if culprits < CULPRITS_MAX => {
+                    culprits += 1;
+                    self.budget -= burnt;
+                    self.fail(run.remove(at), failure);
+                }
+                Verdict::BudgetFrom(at) => {
+                    run.drain(at..).for_each(|position| self.fail(position, Failure::BatchBudget));
+                }
+                Verdict::Deadline(at) => self.fail(run.remove(at), Failure::QueryTimeout),
+                _ => return self.one_by_one(run),
+            }
+        }
+        Ok(())
+    }
+
+    /// Each on its own instance; its writes stay if it succeeds.
+    fn one_by_one(&mut self, run: Vec<u32>) -> Result<(), LocalFault> {
+        for position in run {
+            if self.budget == 0 {
+                self.fail(position, Failure::BatchBudget);
+                continue;
+            }
+            if let Backing::Command(store) = &mut self.backing {
+                store.begin();
+            }
+            let Attempt { verdict, budget, .. } = self.attempt(&[position])?;
+            self.budget = budget;
+            let failure = match verdict {
+                Verdict::Done(replies) => {
+                    self.settled.extend(replies.into_iter().map(|reply| (position, reply)));
+                    continue;
+                }
+                Verdict::Culprit(_, failure) | Verdict::Unclear(failure) => failure,
+                Verdict::BudgetFrom(_) => Failure::BatchBudget,
+                Verdict::Deadline(_) => Failure::QueryTimeout,
+            };
+            if let Backing::Command(store) = &mut self.backing {
+                store.rollback();
+            }
+            self.fail(position, failure);
+        }
+        Ok(())
+    }
+
+    fn attempt(&mut self, run: &[u32]) -> Result<Attempt, LocalFault> {
+        let ticks = self.deadline.map(ticks_until);
+        if ticks == Some(0) {
+            let (verdict, budget) = (Verdict::Deadline(0), self.budget);
+            return Ok(Attempt { verdict, backing: Backing::Closed, burnt: 0, budget });
+        }
+        let backing = std::mem::replace(&mut self.backing, Backing::Closed);
+        let mut attempt = self.entrance.attempt(&self.job, run, backing, self.budget, ticks)?;
+        self.backing = std::mem::replace(&mut attempt.backing, Backing::Closed);
+        Ok(attempt)
+    }
+
+    fn fail(&mut self, position: u32, failure: Failure) {
+        self.settled.insert(position, CommandReply::Failed(failure));
+    }
+}
+
+/// Zero if it has passed.
+fn ticks_until(deadline: Instant) -> u64 {
+    let left = deadline.saturating_duration_since(Instant::now());
+    left.as_nanos().div_ceil(TICK.as_nanos()) as u64
+}

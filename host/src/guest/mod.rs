@@ -1,0 +1,27 @@
+//! Step [7] of 8: runs a module on a batch. The only room that knows wasmtime. It gets a store behind a trait, gives
+//! back replies, and knows neither the map nor Raft.
+//!
+//! `engine.rs` (settings) → `module.rs` (compiles, describes) → `host.rs` (the imports) → `apply.rs` (one batch) →
+//! `attempt.rs` (one instance). From here the path goes on in `state_machine/` (step 8).
+
+mod apply;
+mod attempt;
+mod engine;
+mod fault;
+mod host;
+mod inspect;
+mod limits;
+mod module;
+mod reply;
+mod store;
+
+#[cfg(test)]
+mod tests;
+
+pub use apply::{CULPRITS_MAX, Context};
+pub use engine::{Engine, EngineError, MEMORY_BYTES_CAP, STACK_BYTES};
+pub use fault::LocalFault;
+pub use inspect::{Inspection, inspect};
+pub use limits::{InvalidLimits, Limits};
+pub use module::{Description, Module, ModuleError, Route};
+pub use store::{CommandStore, KeyRange, Order, ReadStore};

@@ -1,0 +1,83 @@
+//! Which modules are hosted at all, and what they say about themselves; the real guests.
+
+use super::assemble::{Guest, mark_and};
+use super::*;
+
+fn refusal(bytes: &[u8]) -> String {
+    Module::compile(&ENGINE, bytes, Limits::default()).unwrap_err().to_string()
+}
+
+#[test]
+fn a_core_module_and_its_component_are_both_hosted() {
+    let core = mark_and(&[], "").core();
+    let component = inspect::encode(&core).unwrap();
+    for (bytes, is_core) in [(&core, true), (&component, false)] {
+        let module = Module::compile(&ENGINE, bytes, Limits::default()).unwrap();
+        assert_eq!(module.inspection().is_core, is_core);
+        assert_eq!(module.digest(), blake3::hash(bytes).as_bytes());
+        assert_eq!((module.description().name.as_str(), module.description().schema), ("test", 9));
+        let (replies, _) = module.apply(&CONTEXT, &batch_of(2), &[], Shelf::default()).unwrap();
+        assert_eq!(letters(&replies), "..");
+    }
+}
+
+#[test]
+fn a_forbidden_import_is_named() {
+    let core = wat::parse_str("(module (import \"wasi_snapshot_preview1\" \"fd_write\" (func)))").unwrap();
+    assert!(refusal(&core).contains("wasi_snapshot_preview1"), "{}", refusal(&core));
+    let component = wat::parse_str("(component (import \"wasi:clocks/wall-clock@0.2.0\" (instance)))").unwrap();
+    assert!(refusal(&component).contains("wasi:clocks/wall-clock@0.2.0"), "{}", refusal(&component));
+}
+
+#[test]
+fn missing_exports_are_named() {
+    let component = wat::parse_str("(component)").unwrap();
+    assert!(refusal(&component).contains("describe, apply, query, migrate"), "{}", refusal(&component));
+}
+
+#[test]
+fn wrong_types_are_refused() {
+    let core = "(core module $m (func (export \"f\"))) (core instance $i (instantiate $m))
+        (func $f (canon lift (core func $i \"f\")))";
+    let exports: String =
+        ["describe", "apply", "query", "migrate"].map(|name| format!("(export \"{name}\" (func $f))")).concat();
+    let component = wat::parse_str(format!("(component {core} {exports})")).unwrap();
+    assert!(matches!(Module::compile(&ENGINE, &component, Limits::default()), Err(ModuleError::Types(_))));
+}
+
+#[test]
+fn bytes_that_are_no_module_are_refused() {
+    let whole = mark_and(&[], "").core();
+    let mut damaged = whole.clone();
+    damaged[40] ^= 0xff;
+    for bytes in [&b""[..], b"hello", b"\0asm", &whole[..whole.len() / 2], &damaged] {
+        assert!(Module::compile(&ENGINE, bytes, Limits::default()).is_err());
+    }
+    // Any cut is an error, never a panic.
+    for len in (0..whole.len().min(600)).step_by(7) {
+        assert!(Module::compile(&ENGINE, &whole[..len], Limits::default()).is_err(), "{len}");
+    }
+}
+
+#[test]
+fn threads_and_relaxed_simd_are_refused() {
+    let shared = Guest { memory: "(memory (export \"memory\") 64 64 shared)".into(), ..mark_and(&[], "") };
+    let relaxed = "(func (result v128) (i8x16.relaxed_swizzle (v128.const i64x2 0 0) (v128.const i64x2 0 0)))";
+    let relaxed = Guest { more: relaxed.into(), ..mark_and(&[], "") };
+    for guest in [shared, relaxed] {
+        assert!(Module::compile(&ENGINE, &guest.core(), Limits::default()).is_err());
+    }
+}
+
+#[test]
+fn limits_that_no_node_can_keep_are_refused() {
+    let limits = Limits { memory_bytes_max: MEMORY_BYTES_CAP + 1, ..Limits::default() };
+    assert!(matches!(Module::compile(&ENGINE, &mark_and(&[], "").core(), limits), Err(ModuleError::Limits(_))));
+}
+
+#[test]
+fn a_module_that_needs_more_memory_than_it_may_have_is_refused() {
+    let limits = Limits { memory_bytes_max: 1 << 20, ..Limits::default() };
+    let refused = Module::compile(&ENGINE, &mark_and(&[], "").core(), limits);
+    assert_eq!(refused.unwrap_err(), ModuleError::Describe(Failure::OutOfMemory));
+}

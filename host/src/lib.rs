@@ -1,0 +1,7 @@
+//! Raftlet: a WebAssembly-pluggable replicated state machine host.
+
+pub mod config;
+pub mod guest;
+pub mod metrics;
+pub mod outcome;
+pub mod state_machine;

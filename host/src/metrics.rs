@@ -1,0 +1,154 @@
+//! The figures of a node, for `/_/metrics`. Owned here so that every room can count without knowing who reads.
+//! The histograms along a write's path add up to its latency: queue, then fsync and replication, then apply.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// Why a batch was sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum SealReason {
+    /// No batch of this node was on its way.
+    Idle,
+    Ops,
+    Bytes,
+    Delay,
+    /// Batching is off.
+    Single,
+    Shutdown,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Sealed {
+    reason: SealReason,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Requests {
+    class: &'static str,
+    status: &'static str,
+}
+
+pub struct Metrics {
+    pub registry: Registry,
+    requests: Family<Requests, Counter>,
+    pub connections_open: Gauge<u64, AtomicU64>,
+    sealed: Family<Sealed, Counter>,
+    batch_commands: Counter,
+    /// From a command's arrival until its batch was sealed.
+    pub queue_seconds: Histogram,
+    /// One module run over one batch.
+    pub guest_seconds: Histogram,
+    /// One group of committed entries, guest included.
+    pub apply_seconds: Histogram,
+    pub read_rounds: Counter,
+    pub applied_index: Gauge<u64, AtomicU64>,
+    pub term: Gauge<u64, AtomicU64>,
+    pub is_leader: Gauge<u64, AtomicU64>,
+    pub queue_bytes: Gauge<u64, AtomicU64>,
+    pub store_keys: Gauge<u64, AtomicU64>,
+    pub store_bytes: Gauge<u64, AtomicU64>,
+    pub log: LogFigures,
+}
+
+/// Copied from the log's own counters when somebody asks.
+#[derive(Default)]
+pub struct LogFigures {
+    pub entries: Gauge<u64, AtomicU64>,
+    pub bytes: Gauge<u64, AtomicU64>,
+    pub fsyncs: Gauge<u64, AtomicU64>,
+    pub fsync_seconds: Gauge<f64, AtomicU64>,
+    pub flush_seconds: Gauge<f64, AtomicU64>,
+    pub tail_bytes: Gauge<u64, AtomicU64>,
+}
+
+/// From 10 µs to 10 s.
+pub fn latency_buckets() -> impl Iterator<Item = f64> {
+    exponential_buckets(10e-6, 2.0, 20)
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("raftlet");
+        let latency = || Histogram::new(latency_buckets());
+        let metrics = Metrics {
+            requests: Family::default(),
+            connections_open: Gauge::default(),
+            sealed: Family::default(),
+            batch_commands: Counter::default(),
+            queue_seconds: latency(),
+            guest_seconds: latency(),
+            apply_seconds: latency(),
+            read_rounds: Counter::default(),
+            applied_index: Gauge::default(),
+            term: Gauge::default(),
+            is_leader: Gauge::default(),
+            queue_bytes: Gauge::default(),
+            store_keys: Gauge::default(),
+            store_bytes: Gauge::default(),
+            log: LogFigures::default(),
+            registry: Registry::default(),
+        };
+        let m = &metrics;
+        use SealReason::{Bytes, Delay, Idle, Ops, Shutdown, Single};
+        for reason in [Idle, Ops, Bytes, Delay, Single, Shutdown] {
+            // There from the start, so that a reader can tell nothing from not known.
+            let _ = m.sealed.get_or_create(&Sealed { reason });
+        }
+        registry.register("http_requests", "Requests answered, by class and class of status", m.requests.clone());
+        registry.register("http_connections", "Client connections open now", m.connections_open.clone());
+        registry.register("batches_sealed", "Batches sealed on this node, by what made it seal", m.sealed.clone());
+        registry.register("batch_commands", "Commands in the batches sealed on this node", m.batch_commands.clone());
+        registry.register("read_rounds", "Rounds of queries", m.read_rounds.clone());
+        let histograms = [
+            ("queue", "Wait of a command until its batch is sealed", &m.queue_seconds),
+            ("guest", "One module run over one batch", &m.guest_seconds),
+            ("apply", "One group of committed entries, applied and answered", &m.apply_seconds),
+        ];
+        for (name, help, histogram) in histograms {
+            registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
+        }
+        let gauges = [
+            ("applied_index", "Log index of the last applied entry", &m.applied_index),
+            ("term", "Raft term", &m.term),
+            ("is_leader", "1 on the leader", &m.is_leader),
+            ("queue_bytes", "Bytes of commands that are not answered yet", &m.queue_bytes),
+            ("store_keys", "Keys in the store", &m.store_keys),
+            ("store_bytes", "Bytes of keys and values in the store", &m.store_bytes),
+        ];
+        for (name, help, gauge) in gauges {
+            registry.register(name, help, gauge.clone());
+        }
+        let log = &m.log;
+        let gauges = [
+            ("log_entries", "Entries made durable since the start", &log.entries),
+            ("log_bytes", "Bytes of these entries", &log.bytes),
+            ("log_fsyncs", "Syncs of the log since the start", &log.fsyncs),
+            ("log_tail_bytes", "Bytes of entries kept in memory", &log.tail_bytes),
+        ];
+        for (name, help, gauge) in gauges {
+            registry.register(name, help, gauge.clone());
+        }
+        registry.register("log_fsync_seconds", "Time spent in fdatasync since the start", log.fsync_seconds.clone());
+        registry.register("log_flush_seconds", "Time spent in sled's flush since the start", log.flush_seconds.clone());
+        Metrics { registry, ..metrics }
+    }
+}
+
+impl Metrics {
+    /// How many requests were answered so far; counted by the client listener.
+    pub fn set_requests(&self, class: &'static str, status: &'static str, count: u64) {
+        self.requests.get_or_create(&Requests { class, status }).inner().store(count, Relaxed);
+    }
+
+    /// A batch was sealed.
+    pub fn sealed(&self, reason: SealReason, commands: usize) {
+        self.sealed.get_or_create(&Sealed { reason }).inc();
+        self.batch_commands.inc_by(commands as u64);
+    }
+}

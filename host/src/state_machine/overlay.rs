@@ -1,0 +1,283 @@
+//! The store of one batch: the map as it was, and the batch's writes, which can be undone. Reads and scans see the
+//! writes, because they are in a copy of the map (O(1) to take, shares all that is not written); what they replaced is
+//! in an undo list. Never touches the map it was made of. Step 8 goes on where `finish` is called.
+
+use crate::guest::{CommandStore, KeyRange, Order, ReadStore};
+
+use super::map::{Entry, Map};
+
+/// A map with the writes of a batch on top. Dropping it drops the writes.
+pub struct Overlay {
+    base: Map,
+    current: Map,
+    /// One for each write, in their order: the key and what it had before.
+    undo: Vec<Undo>,
+    /// Length of `undo` at the last `begin`.
+    savepoint: usize,
+}
+
+struct Undo {
+    /// Of the value only the key is used.
+    written: Entry,
+    before: Option<Entry>,
+}
+
+/// What a batch wrote, in key order, each key once: its value at the end, or `None` if it was deleted.
+pub struct Writes {
+    writes: Vec<(Entry, bool)>,
+}
+
+impl Overlay {
+    pub fn new(base: Map) -> Self {
+        Overlay { current: base.clone(), base, undo: Vec::new(), savepoint: 0 }
+    }
+
+    /// The map with all writes in it, and the writes. Keys that were deleted but were never there are among the writes.
+    pub fn finish(self) -> (Map, Writes) {
+        let mut touched: Vec<Entry> = self.undo.into_iter().map(|undo| undo.written).collect();
+        touched.sort_unstable_by(|a, b| a.key().cmp(b.key()));
+        touched.dedup_by(|a, b| a.key() == b.key());
+        let current = &self.current;
+        let last = |key: Entry| match current.get(key.key()) {
+            Some(entry) => (entry.clone(), true),
+            None => (key, false),
+        };
+        let writes = touched.into_iter().map(last).collect();
+        (self.current, Writes { writes })
+    }
+
+    fn put(&mut self, entry: Entry) {
+        let before = self.current.insert(entry.clone());
+        self.undo.push(Undo { written: entry, before });
+    }
+
+    fn take(&mut self, key: &[u8]) -> bool {
+        let Some(before) = self.current.remove(key) else { return false };
+        self.undo.push(Undo { written: before.clone(), before: Some(before) });
+        true
+    }
+}
+
+impl Writes {
+    /// Keys in order; `None`: deleted.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+        self.writes.iter().map(|(entry, kept)| (entry.key(), kept.then(|| entry.value())))
+    }
+
+    /// Number of keys.
+    pub fn len(&self) -> usize {
+        self.writes.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+}
+
+impl ReadStore for Map {
+    fn get(&self, key: &[u8]) -> Option<&[u8]> {
+        Map::get(self, key).map(Entry::value)
+    }
+
+    fn scan<'a>(&'a self, range: KeyRange<'a>) -> Box<dyn Iterator<Item = (&'a [u8], &'a [u8])> + 'a> {
+        let pair = |entry: &'a Entry| (entry.key(), entry.value());
+        match range.order {
+            Order::Ascending => Box::new(self.range(range.start, range.end).map(pair)),
+            Order::Descending => Box::new(self.range_descending(range.start, range.end).map(pair)),
+        }
+    }
+}
+
+impl ReadStore for Overlay {
+    fn get(&self, key: &[u8]) -> Option<&[u8]> {
+        ReadStore::get(&self.current, key)
+    }
+
+    fn scan<'a>(&'a self, range: KeyRange<'a>) -> Box<dyn Iterator<Item = (&'a [u8], &'a [u8])> + 'a> {
+        self.current.scan(range)
+    }
+}
+
+impl CommandStore for Overlay {
+    fn set(&mut self, key: &[u8], value: &[u8]) {
+        self.put(Entry::new(key, value));
+    }
+
+    fn delete(&mut self, key: &[u8]) -> bool {
+        self.take(key)
+    }
+
+    fn delete_range(&mut self, range: KeyRange<'_>) -> u64 {
+        let doomed: Vec<Entry> = self.current.range(range.start, range.end).cloned().collect();
+        for entry in &doomed {
+            self.take(entry.key());
+        }
+        doomed.len() as u64
+    }
+
+    fn begin(&mut self) {
+        self.savepoint = self.undo.len();
+    }
+
+    fn rollback(&mut self) {
+        for Undo { written, before } in self.undo.drain(self.savepoint..).rev() {
+            match before {
+                Some(entry) => self.current.insert(entry),
+                None => self.current.remove(written.key()),
+            };
+        }
+    }
+
+    fn discard(&mut self) {
+        self.current = self.base.clone();
+        self.undo.clear();
+        self.savepoint = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+    type Range = (Option<Vec<u8>>, Option<Vec<u8>>);
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Set(Vec<u8>, Vec<u8>),
+        Delete(Vec<u8>),
+        Get(Vec<u8>),
+        Scan(Range, bool, usize),
+        DeleteRange(Range),
+        Begin,
+        Rollback,
+        Discard,
+    }
+
+    fn key() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![(0_u8..60).prop_map(|number| vec![b'k', number]), prop::collection::vec(0_u8..2, 0..3)]
+    }
+
+    fn range() -> impl Strategy<Value = Range> {
+        (prop::option::weighted(0.8, key()), prop::option::weighted(0.8, key()))
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            8 => (key(), prop::collection::vec(any::<u8>(), 0..4)).prop_map(|(key, value)| Step::Set(key, value)),
+            4 => key().prop_map(Step::Delete),
+            2 => key().prop_map(Step::Get),
+            4 => (range(), any::<bool>(), 0_usize..80).prop_map(|(range, up, limit)| Step::Scan(range, up, limit)),
+            1 => range().prop_map(Step::DeleteRange),
+            3 => Just(Step::Begin),
+            2 => Just(Step::Rollback),
+            1 => Just(Step::Discard),
+        ]
+    }
+
+    fn key_range<'a>(range: &'a Range, order: Order) -> KeyRange<'a> {
+        KeyRange { start: range.0.as_deref(), end: range.1.as_deref(), order }
+    }
+
+    fn inside(model: &Model, range: &Range) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let fits = |key: &Vec<u8>| {
+            range.0.as_ref().is_none_or(|start| key >= start) && range.1.as_ref().is_none_or(|end| key < end)
+        };
+        model.iter().filter(|(key, _)| fits(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
+    fn content(map: &Map) -> Model {
+        map.iter().map(|entry| (entry.key().to_vec(), entry.value().to_vec())).collect()
+    }
+
+    /// Does the step to both and compares what they say.
+    fn both(step: &Step, overlay: &mut Overlay, now: &mut Model, saved: &mut Model, base: &Model) {
+        match step {
+            Step::Set(key, value) => {
+                overlay.set(key, value);
+                now.insert(key.clone(), value.clone());
+            }
+            Step::Delete(key) => assert_eq!(overlay.delete(key), now.remove(key).is_some()),
+            Step::Get(key) => assert_eq!(overlay.get(key), now.get(key).map(Vec::as_slice)),
+            Step::Scan(range, up, limit) => {
+                let order = if *up { Order::Ascending } else { Order::Descending };
+                let scanned: Vec<_> = overlay
+                    .scan(key_range(range, order))
+                    .take(*limit)
+                    .map(|(key, value)| (key.to_vec(), value.to_vec()))
+                    .collect();
+                let mut expected = inside(now, range);
+                if !up {
+                    expected.reverse();
+                }
+                expected.truncate(*limit);
+                assert_eq!(scanned, expected);
+            }
+            Step::DeleteRange(range) => {
+                let doomed = inside(now, range);
+                assert_eq!(overlay.delete_range(key_range(range, Order::Ascending)), doomed.len() as u64);
+                doomed.iter().for_each(|(key, _)| drop(now.remove(key)));
+            }
+            Step::Begin => {
+                overlay.begin();
+                *saved = now.clone();
+            }
+            Step::Rollback => {
+                overlay.rollback();
+                *now = saved.clone();
+            }
+            Step::Discard => {
+                overlay.discard();
+                *now = base.clone();
+                *saved = base.clone();
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn it_is_a_map_with_savepoints(first in prop::collection::vec(key(), 0..40), steps in prop::collection::vec(step(), 1..100)) {
+            let map: Map = first.iter().map(|key| Entry::new(key, b"base")).collect();
+            let base = content(&map);
+            let (mut now, mut saved) = (base.clone(), base.clone());
+            let mut overlay = Overlay::new(map.clone());
+            for step in &steps {
+                both(step, &mut overlay, &mut now, &mut saved, &base);
+            }
+            let (after, writes) = overlay.finish();
+            prop_assert_eq!(&content(&after), &now);
+            prop_assert_eq!(&content(&map), &base);
+            prop_assert_eq!(after.len(), now.len() as u64);
+
+            // The writes make the one of the other, each key once and in order.
+            let mut replayed = base.clone();
+            let mut seen = BTreeSet::new();
+            for (key, value) in writes.iter() {
+                prop_assert!(seen.last().is_none_or(|last: &Vec<u8>| last.as_slice() < key));
+                seen.insert(key.to_vec());
+                match value {
+                    Some(value) => drop(replayed.insert(key.to_vec(), value.to_vec())),
+                    None => drop(replayed.remove(key)),
+                }
+            }
+            prop_assert_eq!(replayed, now);
+            prop_assert_eq!(writes.len(), seen.len());
+        }
+    }
+
+    #[test]
+    fn a_key_that_came_and_went_is_a_deletion() {
+        let mut overlay = Overlay::new(Map::new());
+        overlay.set(b"a", b"1");
+        overlay.delete(b"a");
+        let (map, writes) = overlay.finish();
+        assert!(map.is_empty());
+        assert_eq!(writes.iter().collect::<Vec<_>>(), [(&b"a"[..], None)]);
+    }
+}
