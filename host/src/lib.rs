@@ -2,6 +2,8 @@
 
 pub mod config;
 pub mod guest;
+pub mod log;
 pub mod metrics;
 pub mod outcome;
+pub mod raft;
 pub mod state_machine;

@@ -1,0 +1,382 @@
+//! Step 5 of 8: the one thread that writes to sled. Everything queued → one write → flush → fdatasync → acks, the
+//! newest first. Owns the order of operations and what a failed write means; never answers a read. The next file of
+//! a batch's path is `state_machine/`, once openraft has seen a quorum of such acks.
+//!
+//! An error is fatal: a sync that failed may have lost pages that a second sync would report as written, so nothing
+//! is tried again and every later operation fails.
+
+use std::fs::File;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
+
+use openraft::storage::IOFlushed;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::files::Watermark;
+use super::metrics::Commit;
+use super::pending::Pending;
+use super::stamp::{Stamp, Unreadable};
+use super::view::Bounds;
+use super::{Shared, failed_error, lock};
+use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
+
+/// Values deleted at once after a purge.
+const PURGE_VALUES: usize = 100;
+/// Under load one such piece is deleted after this many commits; otherwise whenever the queue is empty.
+const COMMITS_PER_PURGE: u32 = 16;
+/// An idle writer saves a newer `committed` after this time, if no commit took it along.
+const IDLE: Duration = Duration::from_millis(500);
+/// The watermark file is synced at most this often: it is true without.
+const WATERMARK_SYNC: Duration = Duration::from_secs(2);
+
+/// One operation in the order in which it was called.
+pub(super) struct Queued {
+    pub ticket: u64,
+    pub op: Op,
+    pub ack: Ack,
+}
+
+pub(super) enum Op {
+    Vote(Vote),
+    Append {
+        entries: Vec<Entry>,
+        bytes: usize,
+        /// The queue's memory: given back when the entries are durable.
+        permit: OwnedSemaphorePermit,
+    },
+    Truncate(Option<LogId>),
+    Purge(LogId),
+    /// Wakes the writer: there is a `committed` to be saved when nothing else is to do.
+    Nudge,
+    Close,
+}
+
+/// Who waits for an operation to be durable.
+pub(super) enum Ack {
+    None,
+    Flushed(IOFlushed<TypeConfig>),
+    Done(oneshot::Sender<io::Result<()>>),
+}
+
+impl Ack {
+    pub(super) fn answer(self, result: io::Result<()>) {
+        match self {
+            Ack::None => {}
+            Ack::Flushed(callback) => callback.io_completed(result),
+            // Whoever waited may have gone.
+            Ack::Done(tx) => drop(tx.send(result)),
+        }
+    }
+}
+
+/// What the writer found on disk when the log was opened.
+pub(super) struct Start {
+    pub db: sled::Db,
+    pub db_file: File,
+    /// Held until the writer drops it.
+    pub _lock_file: File,
+    pub watermark: Watermark,
+    pub bounds: Bounds,
+    pub sequence: u64,
+    pub committed: Option<LogId>,
+    pub vote: Option<Vote>,
+    /// No entry before this index is on disk.
+    pub oldest: u64,
+    /// There may be purged entries to be deleted.
+    pub backlog: bool,
+}
+
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    queue: Receiver<Queued>,
+    disk: Start,
+    pending: Pending,
+    /// Of the operations in the current commit, in their order.
+    acks: Vec<Ack>,
+    commits_since_purge: u32,
+    watermark_synced: Instant,
+}
+
+enum Wake {
+    Op(Queued),
+    /// Nothing came for a while and there is a `committed` to be saved.
+    Committed,
+    /// All handles are gone.
+    Gone,
+}
+
+impl Writer {
+    pub(super) fn new(shared: Arc<Shared>, queue: Receiver<Queued>, disk: Start) -> Self {
+        Writer {
+            shared,
+            queue,
+            disk,
+            pending: Pending::default(),
+            acks: Vec::new(),
+            commits_since_purge: 0,
+            watermark_synced: Instant::now(),
+        }
+    }
+
+    /// The thread's whole life.
+    pub(super) fn run(mut self) {
+        let result = catch_unwind(AssertUnwindSafe(|| self.work())).unwrap_or_else(|panic| {
+            let why = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref().copied());
+            Err(io::Error::other(format!("the writer panicked: {}", why.unwrap_or("no message"))))
+        });
+        let closed = match result {
+            Ok(closed) => closed,
+            Err(e) => self.fail(&e),
+        };
+        let Writer { shared, disk, .. } = self;
+        let failure = lock(&shared.view).failure.clone();
+        drop(lock(&shared.disk).take());
+        // sled writes what it has left when it is dropped, and panics if that fails.
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(disk)));
+        let result = match (failure, dropped) {
+            (Some(failure), _) => Err(failed_error(&failure)),
+            (None, Err(_)) => Err(io::Error::other("sled could not be closed")),
+            (None, Ok(())) => Ok(()),
+        };
+        closed.answer(result);
+    }
+
+    /// Until the log is closed: returns whom to tell.
+    fn work(&mut self) -> io::Result<Ack> {
+        loop {
+            let mut ops = Vec::new();
+            let mut closed = None;
+            match self.wait()? {
+                Wake::Op(first) => closed = self.drain(first, &mut ops),
+                Wake::Committed => {}
+                Wake::Gone => closed = Some(Ack::None),
+            }
+            self.commit(ops)?;
+            if let Some(closed) = closed {
+                self.disk.watermark.sync()?;
+                return Ok(closed);
+            }
+            if self.commits_since_purge >= COMMITS_PER_PURGE {
+                self.purge_some()?;
+            }
+        }
+    }
+
+    /// The next operation. While there is none, purged entries are deleted.
+    fn wait(&mut self) -> io::Result<Wake> {
+        loop {
+            match self.queue.try_recv() {
+                Ok(first) => return Ok(Wake::Op(first)),
+                Err(TryRecvError::Disconnected) => return Ok(Wake::Gone),
+                Err(TryRecvError::Empty) if self.disk.backlog => self.purge_some()?,
+                Err(TryRecvError::Empty) => break,
+            }
+        }
+        match self.queue.recv_timeout(IDLE) {
+            Ok(first) => return Ok(Wake::Op(first)),
+            Err(RecvTimeoutError::Disconnected) => return Ok(Wake::Gone),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        {
+            let mut view = lock(&self.shared.view);
+            if self.newer_committed(view.committed).is_some() {
+                return Ok(Wake::Committed);
+            }
+            view.writer_sleeps = true;
+        }
+        let next = self.queue.recv();
+        lock(&self.shared.view).writer_sleeps = false;
+        Ok(next.map_or(Wake::Gone, Wake::Op))
+    }
+
+    /// Takes everything queued, up to a bound. Returns whom to tell if the log is to be closed.
+    fn drain(&self, first: Queued, ops: &mut Vec<Queued>) -> Option<Ack> {
+        let mut next = Some(first);
+        let mut total = 0;
+        while let Some(queued) = next {
+            match queued.op {
+                Op::Close => return Some(queued.ack),
+                Op::Append { bytes, .. } => total += bytes,
+                _ => {}
+            }
+            ops.push(queued);
+            next = if total < self.shared.options.batch_bytes_max { self.queue.try_recv().ok() } else { None };
+        }
+        None
+    }
+
+    /// Makes the operations durable and then says so.
+    fn commit(&mut self, queued: Vec<Queued>) -> io::Result<()> {
+        let started = Instant::now();
+        let newest = queued.last().map(|queued| queued.ticket);
+        // All of them first: whatever fails below, nobody is forgotten.
+        let (ops, acks): (Vec<Op>, Vec<Ack>) = queued.into_iter().map(|queued| (queued.op, queued.ack)).unzip();
+        self.acks = acks;
+        // The queue's memory is given back when all is done.
+        let mut permits = Vec::new();
+        for op in ops {
+            self.prepare(op, &mut permits)?;
+        }
+        let committed = lock(&self.shared.view).committed;
+        if let Some(committed) = self.newer_committed(committed) {
+            self.pending.stamp();
+            self.disk.committed = Some(committed);
+        }
+        if !self.pending.is_empty() {
+            let (entries, bytes) = self.apply()?;
+            let applied = Instant::now();
+            self.disk.db.flush().map_err(sled_error)?;
+            let flushed = Instant::now();
+            self.sync()?;
+            self.commits_since_purge += 1;
+            let commit = Commit {
+                entries,
+                bytes,
+                apply_us: (applied - started).as_micros() as u64,
+                flush_us: (flushed - applied).as_micros() as u64,
+                fsync_us: flushed.elapsed().as_micros() as u64,
+            };
+            self.durable(newest, &commit);
+        }
+        // A completion asserts all before it, so the newest first spares openraft a step for each.
+        for ack in self.acks.drain(..).rev() {
+            ack.answer(Ok(()));
+        }
+        if self.watermark_synced.elapsed() >= WATERMARK_SYNC {
+            self.disk.watermark.sync()?;
+            self.watermark_synced = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Adds an operation to the changes and to the bounds.
+    fn prepare(&mut self, op: Op, permits: &mut Vec<OwnedSemaphorePermit>) -> io::Result<()> {
+        let before = self.disk.bounds;
+        match op {
+            Op::Vote(vote) => {
+                self.disk.vote = Some(vote);
+                self.pending.stamp();
+            }
+            Op::Append { entries, permit, .. } => {
+                self.disk.bounds = before.appended(&entries).map_err(io::Error::other)?;
+                self.pending.append(entries);
+                permits.push(permit);
+            }
+            Op::Truncate(after) => {
+                self.disk.bounds = before.truncated(after);
+                let next = self.disk.bounds.next();
+                if next < before.next() {
+                    let _turn = lock(&self.shared.disk);
+                    self.pending.truncate(&self.disk.db, next).map_err(unreadable)?;
+                }
+            }
+            Op::Purge(upto) => {
+                self.disk.bounds = before.purged(upto);
+                if self.disk.bounds != before {
+                    self.pending.purge(self.disk.bounds.first);
+                    self.disk.backlog = true;
+                }
+            }
+            Op::Nudge | Op::Close => {}
+        }
+        Ok(())
+    }
+
+    /// Applies the changes in memory, with the stamp that every commit carries. Returns how many entries and how many
+    /// bytes of them there were.
+    fn apply(&mut self) -> io::Result<(u64, u64)> {
+        self.disk.sequence += 1;
+        let Start { sequence, bounds, committed, vote, .. } = self.disk;
+        let stamp = Stamp { sequence, bounds, committed, vote };
+        let (write, counts) = self.pending.take(&stamp, self.shared.chunk_bytes);
+        if write.is_one() {
+            self.shared.metrics.single_writes.fetch_add(1, Relaxed);
+        }
+        let _turn = lock(&self.shared.disk);
+        write.apply(&self.disk.db).map_err(sled_error)?;
+        Ok(counts)
+    }
+
+    /// sled's flush hands the pages to the kernel but does not sync them.
+    fn sync(&mut self) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(hook) = &self.shared.options.before_sync {
+            hook()?;
+        }
+        self.disk.db_file.sync_data()?;
+        self.disk.watermark.raise(self.disk.sequence, self.disk.bounds.next())
+    }
+
+    fn durable(&mut self, newest: Option<u64>, commit: &Commit) {
+        let tail_bytes = {
+            let mut view = lock(&self.shared.view);
+            if let Some(newest) = newest {
+                view.tail.evict(newest);
+            }
+            view.tail.bytes()
+        };
+        self.shared.metrics.committed(commit, tail_bytes);
+        if let Some(observe) = &self.shared.options.on_commit {
+            observe(commit);
+        }
+    }
+
+    /// `committed` is saved only when it is newer, and never ahead of the log that is in the same commit.
+    fn newer_committed(&self, committed: Option<LogId>) -> Option<LogId> {
+        committed.filter(|c| Some(*c) > self.disk.committed && Some(*c) <= self.disk.bounds.last)
+    }
+
+    /// Deletes a few purged entries. Not flushed: it goes along with the next commit, and is done again if it is lost.
+    fn purge_some(&mut self) -> io::Result<()> {
+        self.commits_since_purge = 0;
+        if !self.disk.backlog {
+            return Ok(());
+        }
+        let (oldest, more) = {
+            let _turn = lock(&self.shared.disk);
+            let (from, end) = (self.disk.oldest, self.disk.bounds.first);
+            self.pending.remove(&self.disk.db, from, end, PURGE_VALUES).map_err(sled_error)?
+        };
+        if !self.pending.is_empty() {
+            self.apply()?;
+        }
+        (self.disk.oldest, self.disk.backlog) = (oldest, more);
+        Ok(())
+    }
+
+    /// Answers everybody with the error, for as long as somebody asks.
+    fn fail(&mut self, error: &io::Error) -> Ack {
+        let failure: Arc<str> = error.to_string().into();
+        tracing::error!(error = %failure, "the log can't be written any more; the node must stop");
+        lock(&self.shared.view).failure = Some(failure.clone());
+        for ack in self.acks.drain(..) {
+            ack.answer(Err(failed_error(&failure)));
+        }
+        self.shared.failed.send_replace(Some(failure.clone()));
+        while let Ok(queued) = self.queue.recv() {
+            if let Op::Close = queued.op {
+                return queued.ack;
+            }
+            queued.ack.answer(Err(failed_error(&failure)));
+        }
+        Ack::None
+    }
+}
+
+fn unreadable(error: Unreadable) -> io::Error {
+    match error {
+        Unreadable::Damage(damage) => io::Error::new(io::ErrorKind::InvalidData, damage),
+        Unreadable::Sled(error) => sled_error(error),
+    }
+}
+
+fn sled_error(error: sled::Error) -> io::Error {
+    match error {
+        sled::Error::Io(e) => e,
+        other => io::Error::other(other),
+    }
+}
