@@ -1,2 +1,57 @@
+//! Steps 6 and 8 of 8, driven by openraft: committed entries in, one after the other; their batches go to `guest/`
+//! (step 7), what they wrote goes into the map, replies go to whoever sealed the batch (`batcher/`, through
+//! [`Applied`]). Never touches a disk or a socket. Read `replica.rs` first: it is the state machine proper.
+
+mod activation;
+mod digest;
 pub mod map;
+mod openraft_impl;
 pub mod overlay;
+mod queries;
+mod replica;
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::guest::Module;
+use crate::outcome::CommandReply;
+use crate::raft::types::{BatchId, LogId, StoredMembership};
+use map::Map;
+
+pub use activation::Activation;
+pub use openraft_impl::StateMachine;
+pub use queries::Queries;
+
+/// Is told what was applied, after it can be read. Called on the apply thread, in log order.
+pub trait Applied: Send + Sync + 'static {
+    /// This batch was applied. `replies` are in the order of its commands.
+    fn applied(&self, id: BatchId, log_id: LogId, replies: Vec<CommandReply>);
+    /// An entry of this term was applied: what was handed over for an earlier term and was not applied, never will be.
+    fn term_began(&self, term: u64);
+}
+
+/// The state at one index. A query takes everything from one of these.
+#[derive(Clone)]
+pub struct Published {
+    pub applied: Option<LogId>,
+    pub membership: StoredMembership,
+    /// The replicated clock, milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// The number the next command gets.
+    pub first_command: u64,
+    /// The digest chain over all that was applied.
+    pub digest: [u8; 32],
+    pub cluster: u64,
+    pub map: Map,
+    pub module: Option<Module>,
+}
+
+impl Published {
+    pub fn applied_index(&self) -> u64 {
+        self.applied.map_or(0, |l| l.index)
+    }
+}
+
+/// The newest state; also tells when there is a newer one.
+pub type View = watch::Receiver<Arc<Published>>;

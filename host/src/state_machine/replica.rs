@@ -1,0 +1,189 @@
+//! The state machine proper: one entry in, new state and replies out, the same on every replica. Runs on one thread,
+//! knows neither openraft's traits nor any client. Its batches run in `guest/` (step 7 of 8).
+
+use std::sync::Arc;
+
+use openraft::EntryPayload;
+use openraft::entry::RaftEntry;
+use raftlet_machine::Batch;
+
+use super::digest;
+use super::overlay::Overlay;
+use super::{Activation, Published};
+use crate::guest::{Context, Engine, LocalFault, Module};
+use crate::metrics::Metrics;
+use crate::outcome::{CommandReply, Failure};
+use crate::raft::types::{BatchId, Entry, Envelope, Kind, LogId, Proposal, StoredMembership};
+
+pub struct Replica {
+    engine: Engine,
+    metrics: Arc<Metrics>,
+    state: Published,
+    /// A module that is on its way.
+    pieces: Option<Pieces>,
+}
+
+/// The pieces of one attempt to log a module, so far.
+struct Pieces {
+    first: BatchId,
+    next_sequence: u64,
+    bytes: Vec<u8>,
+}
+
+/// Replies of one batch, for whoever sealed it.
+pub struct Done {
+    pub id: BatchId,
+    pub log_id: LogId,
+    pub replies: Vec<CommandReply>,
+}
+
+impl Replica {
+    pub fn new(engine: Engine, metrics: Arc<Metrics>) -> Self {
+        let state = Published {
+            applied: None,
+            membership: StoredMembership::default(),
+            time_ms: 0,
+            first_command: 1,
+            digest: [0; 32],
+            cluster: 0,
+            map: Default::default(),
+            module: None,
+        };
+        Replica { engine, metrics, state, pieces: None }
+    }
+
+    /// The state now. O(1).
+    pub fn state(&self) -> Published {
+        self.state.clone()
+    }
+
+    /// Applies the next entry. An error is this machine's, never the entry's: the node must stop.
+    pub fn apply(&mut self, entry: Entry) -> Result<Option<Done>, LocalFault> {
+        let log_id = entry.log_id();
+        let expected = self.state.applied.map_or(0, |l| l.index + 1);
+        assert_eq!(log_id.index, expected, "entries are applied one after the other");
+        assert!(self.state.applied.is_none_or(|l| l.leader_id <= log_id.leader_id), "terms never go back");
+        let done = match entry.payload {
+            EntryPayload::Blank => None,
+            EntryPayload::Membership(membership) => {
+                self.state.membership = StoredMembership::new(Some(log_id), membership);
+                None
+            }
+            EntryPayload::Normal(Proposal { envelope, bytes }) => {
+                // The clock never runs backwards, whoever leads.
+                self.state.time_ms = self.state.time_ms.max(envelope.time_ms);
+                match envelope.kind {
+                    Kind::Batch => Some(self.batch(log_id, &envelope, &bytes)?),
+                    Kind::ModuleChunk => {
+                        self.module_piece(envelope.id, &bytes);
+                        None
+                    }
+                    Kind::ActivateModule => {
+                        self.activate(log_id, envelope.id, &bytes)?;
+                        None
+                    }
+                }
+            }
+        };
+        self.state.applied = Some(log_id);
+        Ok(done)
+    }
+
+    fn batch(&mut self, log_id: LogId, envelope: &Envelope, bytes: &[u8]) -> Result<Done, LocalFault> {
+        let id = envelope.id;
+        let Ok(batch) = Batch::access(bytes) else {
+            // Archives are checked before they are logged, so this is the work of another program. All replicas see
+            // the same bytes and drop them alike.
+            tracing::error!(index = log_id.index, "the batch is no valid archive; it has no effect");
+            return Ok(Done { id, log_id, replies: Vec::new() });
+        };
+        let count = batch.commands.len();
+        let context = self.state.context(log_id);
+        let started = std::time::Instant::now();
+        let (replies, map, writes) = match &self.state.module {
+            Some(module) if count > 0 => {
+                let overlay = Overlay::new(self.state.map.clone());
+                let (replies, overlay) = module.apply(&context, bytes, &[], overlay)?;
+                let (map, writes) = overlay.finish();
+                (replies, map, writes)
+            }
+            _ => {
+                let replies = vec![CommandReply::Failed(Failure::NoModule); count];
+                let (map, writes) = Overlay::new(self.state.map.clone()).finish();
+                (replies, map, writes)
+            }
+        };
+        self.metrics.guest_seconds.observe(started.elapsed().as_secs_f64());
+        assert_eq!(replies.len(), count, "the guest room answers every command");
+        self.state.digest = digest::link(&self.state.digest, log_id.index, &writes, &replies);
+        self.state.map = map;
+        self.state.first_command += count as u64;
+        Ok(Done { id, log_id, replies })
+    }
+
+    fn module_piece(&mut self, id: BatchId, bytes: &[u8]) {
+        if self.state.module.is_some() {
+            return;
+        }
+        match &mut self.pieces {
+            Some(p) if (p.first.node, p.first.boot, p.next_sequence) == (id.node, id.boot, id.sequence) => {
+                p.bytes.extend_from_slice(bytes);
+                p.next_sequence += 1;
+            }
+            // The first piece of another attempt: what an earlier attempt left is void.
+            _ => self.pieces = Some(Pieces { first: id, next_sequence: id.sequence + 1, bytes: bytes.to_vec() }),
+        }
+    }
+
+    fn activate(&mut self, log_id: LogId, id: BatchId, bytes: &[u8]) -> Result<(), LocalFault> {
+        if self.state.module.is_some() {
+            tracing::info!(index = log_id.index, "a module is active already; this activation has no effect");
+            return Ok(());
+        }
+        let pieces = self.pieces.take();
+        let activation = match Activation::read(bytes) {
+            Ok(activation) => activation,
+            Err(e) => {
+                tracing::error!(index = log_id.index, "{e}; it has no effect");
+                return Ok(());
+            }
+        };
+        let module = match pieces {
+            Some(p) if (p.first.node, p.first.boot, p.next_sequence) == (id.node, id.boot, id.sequence) => p.bytes,
+            _ => Vec::new(),
+        };
+        if blake3::hash(&module) != activation.digest {
+            tracing::error!(index = log_id.index, "the module's pieces aren't all there; the activation has no effect");
+            return Ok(());
+        }
+        if activation.engine != self.engine.identity() {
+            let (theirs, ours) = (&activation.engine, self.engine.identity());
+            tracing::warn!("the module was activated for the engine {theirs}, this node's is {ours}");
+        }
+        // The proposer compiled these bytes with these limits. What fails here fails on this machine alone.
+        let module = Module::compile(&self.engine, &module, activation.limits)
+            .map_err(|e| LocalFault::new(format!("the active module can't be compiled on this node: {e}")))?;
+        let description = module.description();
+        tracing::info!(index = log_id.index, "module {} {} is active", description.name, description.version);
+        self.state.cluster = activation.cluster;
+        self.state.digest = digest::activation(&self.state.digest, log_id.index, &activation.digest);
+        self.state.module = Some(module);
+        Ok(())
+    }
+}
+
+impl Published {
+    /// What a module sees when it runs on this state, for the entry `log_id`.
+    pub fn context(&self, log_id: LogId) -> Context {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.cluster.to_le_bytes()).update(&self.first_command.to_le_bytes());
+        let seed = u64::from_le_bytes(hasher.finalize().as_bytes()[..8].try_into().expect("8 bytes"));
+        Context {
+            log_index: log_id.index,
+            term: log_id.leader_id.term,
+            time_ms: self.time_ms,
+            first_command: self.first_command,
+            seed,
+        }
+    }
+}
