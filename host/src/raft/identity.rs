@@ -1,0 +1,145 @@
+//! Who this folder is: `identity.json` in the node's data folder. Written once, before the node says a word to
+//! anyone, so that a folder can't answer for two nodes, and a node that lost its disk can't pass for its old self.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::types::NodeId;
+
+const FILE: &str = "identity.json";
+const FORMAT: u32 = 1;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    format: u32,
+    pub node: NodeId,
+    /// Random, drawn when the folder was made.
+    pub identity: u64,
+    /// Drawn by the bootstrapping node. None: this node hasn't joined; it neither votes nor takes entries.
+    pub cluster: Option<u64>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    #[error("{path} belongs to node {found}, but this is node {expected}; give --id {found} or another --dir")]
+    OtherNode { path: PathBuf, found: NodeId, expected: NodeId },
+    #[error(
+        "{path} holds data but no {FILE}; it is not a node's folder, or the file was lost: restore it or use an empty folder"
+    )]
+    NoIdentity { path: PathBuf },
+    #[error("{path} can't be read as a node's identity: {why}")]
+    Damaged { path: PathBuf, why: String },
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+}
+
+impl Identity {
+    /// Reads the folder's identity, or makes one if the folder is empty or absent. `ours` are names that may be
+    /// there before the identity is (the launcher's log and pid).
+    pub fn open(dir: &Path, node: NodeId, ours: &[&str]) -> Result<Identity, IdentityError> {
+        let io = |source| IdentityError::Io { path: dir.to_owned(), source };
+        fs::create_dir_all(dir).map_err(io)?;
+        let path = dir.join(FILE);
+        match fs::read(&path) {
+            Ok(bytes) => {
+                let damaged = |why: String| IdentityError::Damaged { path: path.clone(), why };
+                let found: Identity = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+                if found.format != FORMAT {
+                    return Err(damaged(format!("format {}; this binary knows {FORMAT}", found.format)));
+                }
+                if found.node != node {
+                    return Err(IdentityError::OtherNode { path: dir.into(), found: found.node, expected: node });
+                }
+                Ok(found)
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                for entry in fs::read_dir(dir).map_err(io)? {
+                    let name = entry.map_err(io)?.file_name();
+                    // A temporary identity is what a crash within `save` leaves.
+                    if !ours.iter().any(|o| name == *o) && name != temporary(FILE).as_str() {
+                        return Err(IdentityError::NoIdentity { path: dir.into() });
+                    }
+                }
+                let identity = Identity { format: FORMAT, node, identity: random(), cluster: None };
+                identity.save(dir).map_err(io)?;
+                Ok(identity)
+            }
+            Err(e) => Err(io(e)),
+        }
+    }
+
+    /// Joins a cluster, durably. Only for a folder that has none yet.
+    pub fn join(&mut self, dir: &Path, cluster: u64) -> io::Result<()> {
+        assert!(self.cluster.is_none(), "a folder joins one cluster in its life");
+        let joined = Identity { cluster: Some(cluster), ..*self };
+        joined.save(dir)?;
+        *self = joined;
+        Ok(())
+    }
+
+    fn save(&self, dir: &Path) -> io::Result<()> {
+        write_durably(dir, FILE, &serde_json::to_vec_pretty(self).expect("numbers can be encoded"))
+    }
+}
+
+/// Temp file, fsync, rename, fsync of the folder: afterwards the file is there whole, or as it was before.
+pub fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = dir.join(temporary(name));
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, dir.join(name))?;
+    File::open(dir)?.sync_all()
+}
+
+fn temporary(name: &str) -> String {
+    format!("{name}.new")
+}
+
+/// From the operating system's generator: for ids that must not repeat.
+pub fn random() -> u64 {
+    let mut bytes = [0; 8];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())
+            .expect("the kernel's random generator answers");
+    }
+    u64::from_le_bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_keeps_its_identity_and_refuses_another_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = Identity::open(dir.path(), 1, &[]).unwrap();
+        first.join(dir.path(), 77).unwrap();
+        assert_eq!(Identity::open(dir.path(), 1, &[]).unwrap(), first);
+        let error = Identity::open(dir.path(), 2, &[]).unwrap_err().to_string();
+        assert!(error.contains("belongs to node 1"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_with_foreign_files_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("log"), "").unwrap();
+        assert!(Identity::open(dir.path(), 1, &["log"]).is_ok());
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("holiday.jpg"), "").unwrap();
+        assert!(matches!(Identity::open(dir.path(), 1, &["log"]), Err(IdentityError::NoIdentity { .. })));
+    }
+
+    #[test]
+    fn a_damaged_identity_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        Identity::open(dir.path(), 1, &[]).unwrap();
+        fs::write(dir.path().join(FILE), "{\"format\": 1").unwrap();
+        assert!(matches!(Identity::open(dir.path(), 1, &[]), Err(IdentityError::Damaged { .. })));
+    }
+}

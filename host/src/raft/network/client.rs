@@ -1,0 +1,257 @@
+//! The calling side of openraft's network traits (between steps 3 and 6 of 8, leader to follower). One [`Link`] is
+//! one connection; openraft asks for three per peer (log, heartbeat, snapshot) so that none waits behind another.
+//! Appends are pipelined: the next is sent while the follower still syncs the last. Next: the follower's `server.rs`.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt, future::BoxFuture, stream, stream::BoxStream};
+use openraft::alias::SnapshotOf;
+use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
+use openraft::network::{Backoff, RPCOption, RPCTypes};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::{AnyError, RaftNetworkFactory, RaftNetworkV2};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::super::clock::Clocks;
+use super::super::types::{Member, NodeId, SnapshotFile, TypeConfig, Vote};
+use super::frame::{FrameReader, FrameWriter, Outgoing};
+use super::handshake::Peers;
+use super::message::{Answer, Call, Message, invalid};
+
+/// A follower that owes an answer and is silent for this long has lost the connection (a cut link sends no reset).
+/// Over the slowest honest fsync, so that a slow disk isn't taken for a dead one.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between attempts to reach a node that is down. Short: a refused connection on a local network is cheap.
+const RETRY: Duration = Duration::from_millis(100);
+
+pub struct Links {
+    pub peers: Arc<Peers>,
+    pub clocks: Arc<Clocks>,
+}
+
+/// A connection to one peer, opened when first used.
+pub struct Link {
+    me: NodeId,
+    target: NodeId,
+    address: String,
+    identity: u64,
+    peers: Arc<Peers>,
+    clocks: Arc<Clocks>,
+    open: Option<(FrameReader, FrameWriter)>,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Links {
+    type Network = Link;
+
+    async fn new_client(&mut self, target: NodeId, member: &Member) -> Link {
+        let address = self.peers.addresses.get(&target).unwrap_or(&member.address).clone();
+        Link {
+            me: self.peers.identity().node,
+            target,
+            address,
+            identity: member.identity,
+            peers: self.peers.clone(),
+            clocks: self.clocks.clone(),
+            open: None,
+        }
+    }
+}
+
+impl Link {
+    /// Takes the connection out: if the caller is cancelled half-way, it is dropped, never reused.
+    async fn take(&mut self) -> Result<(FrameReader, FrameWriter), RPCError<TypeConfig>> {
+        if let Some(open) = self.open.take() {
+            return Ok(open);
+        }
+        let dialled = self.peers.dial(self.target, &self.address, Some(self.identity)).await;
+        dialled.map(|(reader, writer, _)| (reader, writer)).map_err(|e| RPCError::Unreachable(Unreachable::new(&e)))
+    }
+
+    async fn call(&mut self, call: Call, option: RPCOption) -> Result<Answer, RPCError<TypeConfig>> {
+        let (mut reader, mut writer) = self.take().await?;
+        let exchange = async {
+            let mut out = Outgoing::default();
+            Message::Call(call).push_to(&mut out);
+            writer.write(&mut out).await?;
+            match Message::read(reader.next().await?)? {
+                Message::Answer(answer) => Ok(answer),
+                _ => Err(invalid("a call was answered by another message".into())),
+            }
+        };
+        match tokio::time::timeout(option.hard_ttl(), exchange).await {
+            Ok(Ok(answer)) => {
+                self.open = Some((reader, writer));
+                Ok(answer)
+            }
+            Ok(Err(e)) => Err(unreachable(e)),
+            Err(_) => Err(RPCError::Timeout(Timeout {
+                action: RPCTypes::Vote,
+                id: self.me,
+                target: self.target,
+                timeout: option.hard_ttl(),
+            })),
+        }
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Link {
+    type SnapshotData = SnapshotFile;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let mut answers = self.stream_append(stream::once(async { request }).boxed(), option).await?;
+        match answers.next().await {
+            Some(Ok(Ok(_))) => Ok(AppendEntriesResponse::Success),
+            Some(Ok(Err(openraft::raft::StreamAppendError::Conflict(_)))) => Ok(AppendEntriesResponse::Conflict),
+            Some(Ok(Err(openraft::raft::StreamAppendError::HigherVote(v)))) => Ok(AppendEntriesResponse::HigherVote(v)),
+            Some(Err(e)) => Err(e),
+            None => Err(unreachable(io::ErrorKind::UnexpectedEof.into())),
+        }
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        _option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>, RPCError<TypeConfig>>,
+    >
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        Box::pin(async move {
+            let (reader, writer) = self.take().await?;
+            let (sent, expected) = mpsc::unbounded_channel();
+            // A set, because it aborts its task when it is dropped.
+            let mut sender = JoinSet::new();
+            sender.spawn(send_all(input, writer, sent));
+            let session = AppendSession { link: self, reader, expected, sender };
+            Ok(stream::unfold(Some(session), next_answer).boxed())
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.call(Call::Vote(request), option).await? {
+            Answer::Vote(response) => Ok(response),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.call(Call::PreVote(request), option).await? {
+            Answer::Vote(response) => Ok(response),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        _vote: Vote,
+        snapshot: SnapshotOf<TypeConfig, SnapshotFile>,
+        _cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        // A SnapshotFile can't be made, so there is none to send: logs are never purged.
+        match snapshot.snapshot {}
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.call(Call::TransferLeader(request), option).await? {
+            Answer::LeaderTransferred(response) => Ok(response),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        Some(Backoff::new(std::iter::repeat(RETRY)))
+    }
+}
+
+struct AppendSession<'s> {
+    link: &'s mut Link,
+    reader: FrameReader,
+    /// One item for each request that was sent.
+    expected: mpsc::UnboundedReceiver<()>,
+    sender: JoinSet<io::Result<FrameWriter>>,
+}
+
+/// Sends requests as they come, everything that is ready in one write.
+async fn send_all<S>(mut input: S, mut writer: FrameWriter, sent: mpsc::UnboundedSender<()>) -> io::Result<FrameWriter>
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+{
+    while let Some(request) = input.next().await {
+        let mut out = Outgoing::default();
+        Message::Append(request).push_to(&mut out);
+        // Told before it is written: the answer may come while the write returns.
+        if sent.send(()).is_err() {
+            break;
+        }
+        writer.write(&mut out).await?;
+    }
+    Ok(writer)
+}
+
+type AppendAnswer = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
+
+/// The answer to the oldest request that has none. Ends when the input has ended and all were answered; only then
+/// is the connection used again.
+async fn next_answer<'s>(session: Option<AppendSession<'s>>) -> Option<(AppendAnswer, Option<AppendSession<'s>>)> {
+    let mut session = session?;
+    if session.expected.recv().await.is_none() {
+        return match session.sender.join_next().await? {
+            Ok(Ok(writer)) => {
+                session.link.open = Some((session.reader, writer));
+                None
+            }
+            Ok(Err(e)) => Some((Err(unreachable(e)), None)),
+            Err(e) => Some((Err(unreachable(io::Error::other(e))), None)),
+        };
+    }
+    let frame = match tokio::time::timeout(ANSWER_TIMEOUT, session.reader.next()).await {
+        Ok(frame) => frame,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    };
+    match frame.and_then(Message::read) {
+        Ok(Message::Appended(appended)) => {
+            session.link.clocks.heard(session.link.target, appended.time_ms);
+            let result: StreamAppendResult<TypeConfig> = appended.result.into();
+            // After a conflict or a higher vote both sides drop the connection: what was pipelined is void.
+            let next = result.is_ok().then_some(session);
+            Some((Ok(result), next))
+        }
+        Ok(_) => Some((Err(unreachable(invalid("an append was answered by another message".into()))), None)),
+        Err(e) => Some((Err(unreachable(e)), None)),
+    }
+}
+
+fn unreachable(error: io::Error) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::new(&error))
+}
+
+fn unexpected(answer: Answer) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::new(&AnyError::error(format!("the peer answered {answer:?}"))))
+}

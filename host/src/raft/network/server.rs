@@ -1,0 +1,222 @@
+//! The answering side of peer connections: hyper for the upgrade, then frames. One connection carries any message;
+//! appends go through one pipeline per connection and are answered in their order. Next: openraft, which drives
+//! `log/` and `state_machine/`.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use openraft::raft::AppendEntriesRequest;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::super::clock::now_ms;
+use super::super::proposals::Proposals;
+use super::super::{Raft, types::TypeConfig};
+use super::frame::{FrameReader, FrameWriter, Outgoing};
+use super::handshake::{Caller, Peers, split};
+use super::message::{Answer, Appended, Call, Message};
+
+/// Appends of one connection that wait for openraft's core. Beyond, the connection isn't read.
+const APPENDS_WAITING_MAX: usize = 64;
+/// Messages that wait to be written to one peer.
+const OUTGOING_MAX: usize = 1024;
+/// A caller that opens a connection and says nothing is cut off.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// After an accept error (no file descriptors left, most often).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a peer's connection may reach.
+pub struct Served {
+    pub peers: Arc<Peers>,
+    pub raft: Raft,
+    pub proposals: Proposals,
+}
+
+/// Accepts peers until dropped or aborted. All connections end with it.
+pub async fn serve(listener: TcpListener, served: Arc<Served>) {
+    let mut connections = JoinSet::new();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let served = served.clone();
+                connections.spawn(async move {
+                    if let Err(e) = connection(stream, served).await {
+                        tracing::debug!("a peer connection ended: {e}");
+                    }
+                });
+            }
+            Err(e) => {
+                tracing::warn!("can't accept a peer connection: {e}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn connection(stream: TcpStream, served: Arc<Served>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let (admitted, mut admission) = mpsc::channel(1);
+    let door = served.clone();
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let response: Response<Full<Bytes>> = match door.peers.admit(&request) {
+            Ok(caller) => {
+                // Room for one, and one request is all that a connection brings before it is upgraded.
+                let _ = admitted.try_send((caller, hyper::upgrade::on(&mut request)));
+                door.peers.welcome()
+            }
+            Err(refusal) => refusal,
+        };
+        std::future::ready(Ok::<_, Infallible>(response))
+    });
+    hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
+        .await
+        .map_err(io::Error::other)?;
+    let Ok((caller, upgrade)) = admission.try_recv() else { return Ok(()) };
+    let (reader, writer) = split(upgrade.await.map_err(io::Error::other)?).map_err(io::Error::other)?;
+    session(caller, reader, writer, served).await
+}
+
+async fn session(caller: Caller, reader: FrameReader, writer: FrameWriter, served: Arc<Served>) -> io::Result<()> {
+    let (out, outgoing) = mpsc::channel(OUTGOING_MAX);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(write_all(writer, outgoing));
+    tasks.spawn(read_all(caller, reader, out, served));
+    // Whichever ends first ends the other.
+    match tasks.join_next().await {
+        Some(Ok(result)) => result,
+        Some(Err(e)) => Err(io::Error::other(e)),
+        None => Ok(()),
+    }
+}
+
+async fn write_all(mut writer: FrameWriter, mut outgoing: mpsc::Receiver<Message>) -> io::Result<()> {
+    let mut ready = Vec::new();
+    while outgoing.recv_many(&mut ready, OUTGOING_MAX).await > 0 {
+        let mut out = Outgoing::default();
+        for message in ready.drain(..) {
+            message.push_to(&mut out);
+        }
+        writer.write(&mut out).await?;
+    }
+    Ok(())
+}
+
+async fn read_all(
+    caller: Caller,
+    mut reader: FrameReader,
+    out: mpsc::Sender<Message>,
+    served: Arc<Served>,
+) -> io::Result<()> {
+    let mut tasks = JoinSet::new();
+    let mut appends: Option<mpsc::Sender<AppendEntriesRequest<TypeConfig>>> = None;
+    loop {
+        let message = tokio::select! {
+            frame = reader.next() => Message::read(frame?)?,
+            // The pipeline ended with a conflict or a higher vote (or openraft did): the connection ends with it,
+            // because what the peer pipelined behind is void.
+            Some(_) = tasks.join_next(), if appends.as_ref().is_some_and(|a| a.is_closed()) => return Ok(()),
+        };
+        if served.peers.identity().cluster.is_none() && !matches!(message, Message::Call(Call::Join { .. })) {
+            // An empty folder neither votes nor takes entries before it was asked to join.
+            return Err(io::Error::other(format!("node {} sent a message to a node that hasn't joined", caller.node)));
+        }
+        match message {
+            Message::Append(request) => {
+                let feed = appends.get_or_insert_with(|| {
+                    let (feed, requests) = mpsc::channel(APPENDS_WAITING_MAX);
+                    tasks.spawn(append(served.raft.clone(), requests, out.clone()));
+                    feed
+                });
+                if feed.send(request).await.is_err() {
+                    return Ok(());
+                }
+            }
+            Message::Call(call) => {
+                let answer = answer(call, &served).await?;
+                if out.send(Message::Answer(answer)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            Message::Forward(forward) => served.proposals.forwarded(caller.node, forward, out.clone()).await,
+            Message::ReadIndex { round } => {
+                let (proposals, out) = (served.proposals.clone(), out.clone());
+                tasks.spawn(async move {
+                    let index = proposals.confirmed_index().await;
+                    let _ = out.send(Message::ReadFrom { round, index }).await;
+                });
+            }
+            Message::Ping => {
+                if out.send(Message::Pong).await.is_err() {
+                    return Ok(());
+                }
+            }
+            Message::Pong
+            | Message::Appended(_)
+            | Message::Answer(_)
+            | Message::Nack { .. }
+            | Message::ReadFrom { .. } => {
+                return Err(io::Error::other("a peer sent an answer to nothing"));
+            }
+        }
+        if appends.is_none() {
+            while tasks.try_join_next().is_some() {}
+        }
+    }
+}
+
+/// One pipeline: requests into openraft, answers out, in order. Ends after an answer that isn't success.
+async fn append(raft: Raft, requests: mpsc::Receiver<AppendEntriesRequest<TypeConfig>>, out: mpsc::Sender<Message>) {
+    let requests = stream::unfold(requests, |mut r| async move { r.recv().await.map(|request| (request, r)) });
+    let mut answers = std::pin::pin!(raft.stream_append(requests));
+    while let Some(Ok(result)) = answers.next().await {
+        let appended = Appended { result: result.into(), time_ms: now_ms() };
+        if out.send(Message::Appended(appended)).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn answer(call: Call, served: &Served) -> io::Result<Answer> {
+    let raft = &served.raft;
+    Ok(match call {
+        Call::Vote(request) => Answer::Vote(raft.vote(request).await.map_err(io::Error::other)?),
+        Call::PreVote(request) => Answer::Vote(raft.pre_vote(request).await.map_err(io::Error::other)?),
+        Call::TransferLeader(request) => {
+            Answer::LeaderTransferred(raft.handle_transfer_leader(request).await.map_err(io::Error::other)?)
+        }
+        Call::Join { cluster } => {
+            let peers = &served.peers;
+            let mut me = peers.me.write().expect("no code panics under this lock");
+            match me.cluster {
+                Some(mine) if mine == cluster => Answer::Done,
+                Some(mine) => Answer::Refused(format!("this node belongs to cluster {mine:016x} already")),
+                None => {
+                    // Synced before it is answered, once in a folder's life: a short block is no harm.
+                    me.join(&peers.dir, cluster)?;
+                    tracing::info!("joined cluster {cluster:016x}");
+                    Answer::Done
+                }
+            }
+        }
+        Call::Lead { node } => {
+            raft.trigger().transfer_leader(node).await.map_err(io::Error::other)?;
+            Answer::Done
+        }
+    })
+}
