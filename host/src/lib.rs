@@ -1,5 +1,6 @@
 //! Raftlet: a WebAssembly-pluggable replicated state machine host.
 
+pub mod batcher;
 pub mod config;
 pub mod guest;
 pub mod log;

@@ -1,0 +1,210 @@
+//! Sealed batches on their way, each with the requests that wait for it (steps 3 to 8 of 8 happen elsewhere). Replies
+//! come from this node's own apply, on the leader and on followers alike, so it doesn't matter which connection broke
+//! meanwhile. A ticket ends in exactly one way: applied, or refused.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use super::Waiter;
+use crate::outcome::{Answer, CommandReply, Refusal};
+use crate::raft::types::{BatchId, LogId, NodeId};
+
+/// The wait for returning clients lasts at most this many commits. `max_delay` bounds it too.
+const GATHER_COMMITS: u32 = 2;
+
+/// What became of a batch that was handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    Applied,
+    /// Certainly not logged: it may be handed over again.
+    NotLogged,
+}
+
+/// All tickets of one node since its start.
+pub struct Tickets {
+    node: NodeId,
+    boot: u64,
+    open: Mutex<Open>,
+    emptied: Notify,
+}
+
+#[derive(Default)]
+struct Open {
+    tickets: HashMap<u64, Ticket>,
+    next_sequence: u64,
+    /// Of the newest entry that was applied.
+    term: u64,
+    /// Commands answered since the last batch was sealed: closed-loop clients send as many again, at once.
+    answered: usize,
+    /// When the last ticket was closed.
+    closed: Option<Instant>,
+    /// Running mean of the time from seal to answer.
+    commit: Duration,
+}
+
+struct Ticket {
+    waiters: Vec<Waiter>,
+    /// The term it was handed over for.
+    term: Option<u64>,
+    /// The term whose leader refused it.
+    refused: Option<u64>,
+    watcher: Option<oneshot::Sender<Fate>>,
+    issued: Instant,
+}
+
+impl Ticket {
+    /// It was handed over, and that came to nothing.
+    fn is_lost(&self, applied_term: u64) -> bool {
+        self.term.is_some_and(|t| t < applied_term || self.refused == Some(t))
+    }
+
+    /// Tells the watcher, if the ticket is lost.
+    fn tell_if_lost(&mut self, applied_term: u64) {
+        if self.is_lost(applied_term)
+            && let Some(watcher) = self.watcher.take()
+        {
+            // Forgotten with the attempt it was about: the next may go to the same leader in the same term.
+            self.term = None;
+            self.refused = None;
+            let _ = watcher.send(Fate::NotLogged);
+        }
+    }
+}
+
+impl Tickets {
+    /// `boot`: random, of this start.
+    pub fn new(node: NodeId, boot: u64) -> Arc<Tickets> {
+        Arc::new(Tickets { node, boot, open: Mutex::default(), emptied: Notify::new() })
+    }
+
+    /// The id of one of this node's batches.
+    pub fn id(&self, sequence: u64) -> BatchId {
+        BatchId { node: self.node, boot: self.boot, sequence }
+    }
+
+    /// A ticket for a batch that was just sealed. Returns its sequence number.
+    pub(super) fn issue(&self, waiters: Vec<Waiter>) -> u64 {
+        let mut open = self.lock();
+        let sequence = open.next_sequence;
+        open.next_sequence += 1;
+        open.answered = 0;
+        let issued = Instant::now();
+        open.tickets.insert(sequence, Ticket { waiters, term: None, refused: None, watcher: None, issued });
+        sequence
+    }
+
+    pub(super) fn handed_over(&self, sequence: u64, term: u64) {
+        let mut open = self.lock();
+        if let Some(ticket) = open.tickets.get_mut(&sequence) {
+            ticket.term = Some(term);
+        }
+    }
+
+    /// Waits until it is known what became of the batch.
+    pub(super) async fn fate(&self, sequence: u64) -> Fate {
+        let watched = {
+            let mut open = self.lock();
+            let applied_term = open.term;
+            let Some(ticket) = open.tickets.get_mut(&sequence) else { return Fate::Applied };
+            let (watcher, watched) = oneshot::channel();
+            ticket.watcher = Some(watcher);
+            ticket.tell_if_lost(applied_term);
+            watched
+        };
+        // Dropped unsent when the ticket is closed.
+        watched.await.unwrap_or(Fate::Applied)
+    }
+
+    /// Closes the ticket: all who wait are refused.
+    pub(super) fn refuse(&self, sequence: u64, refusal: &Refusal) {
+        for waiter in self.close(sequence).into_iter().flat_map(|t| t.waiters) {
+            waiter.answer(Err(refusal.clone()));
+        }
+    }
+
+    /// No batch of this node is on its way.
+    pub(super) fn is_pipe_idle(&self) -> bool {
+        self.lock().tickets.is_empty()
+    }
+
+    /// With the pipe idle and this many commands waiting: until when to wait for the others that were just answered
+    /// and are about to come back, at most for two commits. None: seal now. Without this, the first to come back would be sealed alone and all
+    /// others would wait for its commit. A lone client never waits: it is all that is expected.
+    pub(super) fn gather_until(&self, waiting: usize) -> Option<Instant> {
+        let open = self.lock();
+        let until = open.closed? + GATHER_COMMITS * open.commit;
+        (waiting < open.answered && Instant::now() < until).then_some(until)
+    }
+
+    pub(super) async fn pipe_idle(&self) {
+        loop {
+            // Created before the check, so that no notification falls between.
+            let emptied = self.emptied.notified();
+            if self.is_pipe_idle() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    fn close(&self, sequence: u64) -> Option<Ticket> {
+        let (ticket, empty) = {
+            let mut open = self.lock();
+            let ticket = open.tickets.remove(&sequence);
+            if let Some(ticket) = &ticket {
+                open.answered += ticket.waiters.len();
+                open.closed = Some(Instant::now());
+                open.commit = (open.commit * 7 + ticket.issued.elapsed()) / 8;
+            }
+            (ticket, open.tickets.is_empty())
+        };
+        if empty {
+            self.emptied.notify_waiters();
+        }
+        ticket
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
+        self.open.lock().expect("no code panics under this lock")
+    }
+
+    /// The state machine applied a batch, anyone's.
+    pub fn applied(&self, id: BatchId, log_id: LogId, replies: Vec<CommandReply>) {
+        if (id.node, id.boot) != (self.node, self.boot) {
+            return;
+        }
+        let Some(Ticket { waiters, .. }) = self.close(id.sequence) else {
+            // Its clients were told that the outcome is unknown: this was it.
+            return;
+        };
+        assert_eq!(waiters.len(), replies.len(), "a batch has one waiter for each command");
+        let (index, term) = (log_id.index, log_id.leader_id.term);
+        for (waiter, reply) in waiters.into_iter().zip(replies) {
+            waiter.answer(Ok(Answer { index, term, reply }));
+        }
+    }
+
+    /// The state machine applied an entry of this term: what was handed over for earlier ones and is still open was
+    /// not logged, and never will be (see `raft/proposals.rs`).
+    pub fn term_began(&self, term: u64) {
+        let mut open = self.lock();
+        open.term = open.term.max(term);
+        for ticket in open.tickets.values_mut() {
+            ticket.tell_if_lost(term);
+        }
+    }
+
+    /// The leader of `term` said that it didn't log this batch.
+    pub fn refused(&self, sequence: u64, term: u64) {
+        let mut open = self.lock();
+        let applied_term = open.term;
+        if let Some(ticket) = open.tickets.get_mut(&sequence) {
+            ticket.refused = ticket.refused.max(Some(term));
+            ticket.tell_if_lost(applied_term);
+        }
+    }
+}
