@@ -3,6 +3,7 @@
 pub mod batcher;
 pub mod config;
 pub mod guest;
+pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod outcome;

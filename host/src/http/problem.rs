@@ -1,0 +1,185 @@
+//! The one table from error to status. Every refusal of the host's is an `application/problem+json` document
+//! (RFC 9457) whose member `outcome` says what the client may conclude. Two kinds of answers are not in this table,
+//! because the protocol layer writes them before there is a request: 400, 414 and 431 for a head that can't be parsed or is
+//! over the limits (no body; nothing was executed). Read on in `reply.rs`.
+
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use hyper::{StatusCode, Version};
+use serde::Serialize;
+
+use super::reply::{self, Reply};
+use crate::outcome::{Failure, Outcome, Refusal};
+
+/// A reply of the host's that says no.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Problem {
+    pub(super) status: StatusCode,
+    kind: &'static str,
+    title: &'static str,
+    detail: String,
+    outcome: Outcome,
+    /// The request may simply be sent again, after a second.
+    retry: bool,
+    allow: Option<&'static str>,
+    /// The rest of the request won't be read, so the connection can't be used any more.
+    close: bool,
+}
+
+/// The document's form on the wire.
+#[derive(Serialize)]
+struct Document<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    outcome: &'a str,
+}
+
+impl Problem {
+    fn new(status: StatusCode, kind: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
+        let detail = detail.into();
+        Problem { status, kind, title, detail, outcome: Outcome::Rejected, retry: false, allow: None, close: false }
+    }
+
+    fn unavailable(kind: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
+        Problem { retry: true, ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, kind, title, detail) }
+    }
+
+    /// A command that was not answered.
+    pub(super) fn command_refused(refusal: &Refusal) -> Self {
+        let detail = refusal.to_string();
+        let problem = match refusal {
+            Refusal::Overloaded { .. } => Problem::unavailable("overloaded", "Too much is waiting", detail),
+            Refusal::NoLeader { .. } => Problem::unavailable("no-leader", "The cluster has no leader", detail),
+            Refusal::Founding => Problem::unavailable("founding", "The cluster isn't complete", detail),
+            Refusal::NoModule => Problem::unavailable("no-module", "No module is active", detail),
+            Refusal::ShuttingDown => Problem::unavailable("shutting-down", "The node is shutting down", detail),
+            Refusal::Lagging { .. } => Problem::unavailable("lagging", "The node has not caught up", detail),
+            Refusal::LocalFault(_) => {
+                Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "local-fault", "The node has a fault", detail)
+            }
+            Refusal::Timeout { .. } => {
+                Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", "No answer in time", detail)
+            }
+        };
+        Problem { outcome: refusal.outcome(), ..problem }
+    }
+
+    /// A query that was not answered. Queries change nothing, so their outcome is always known.
+    pub(super) fn query_refused(refusal: &Refusal) -> Self {
+        let problem = Problem { outcome: Outcome::Rejected, ..Problem::command_refused(refusal) };
+        match refusal {
+            Refusal::Timeout { waited_ms } => {
+                Problem { detail: format!("the query was not answered within {waited_ms} ms"), ..problem }
+            }
+            _ => problem,
+        }
+    }
+
+    /// A command or query that was executed and has no reply of its module's. Its writes were dropped.
+    pub(super) fn failed(failure: &Failure) -> Self {
+        let detail = failure.to_string();
+        let error = |kind, title| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, kind, title, detail.clone());
+        match failure {
+            Failure::Trap(_) => error("module-trap", "The module trapped"),
+            Failure::OutOfFuel => error("out-of-fuel", "The command used up its fuel"),
+            Failure::OutOfMemory => error("out-of-memory", "The module's memory limit was reached"),
+            Failure::InvalidReply(_) => error("invalid-reply", "The module's reply breaks the contract"),
+            Failure::QueryTimeout => Problem::unavailable("query-timeout", "The query took too long", detail),
+            Failure::NoModule => Problem::unavailable("no-module", "No module was active", detail),
+            Failure::BatchBudget => Problem::unavailable("batch-budget", "The batch's fuel was used up", detail),
+        }
+    }
+
+    /// The module answered with a status that HTTP doesn't allow here. Its writes are kept.
+    pub(super) fn bad_module_status(status: u16) -> Self {
+        let detail = format!("the module answered with status {status}; 200 to 599 are allowed");
+        let title = "The module's reply can't be sent";
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        Problem { outcome: Outcome::Unknown, ..Problem::new(status, "invalid-status", title, detail) }
+    }
+
+    pub(super) fn body_too_large(limit_bytes: usize) -> Self {
+        let detail = format!("the body has more than the {limit_bytes} bytes that are allowed");
+        let title = "The request is too large";
+        Problem { close: true, ..Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", title, detail) }
+    }
+
+    pub(super) fn bodies_too_many() -> Self {
+        let detail = "the bodies being received have reached their limit; try again later";
+        Problem { close: true, ..Problem::unavailable("overloaded", "Too much is waiting", detail) }
+    }
+
+    pub(super) fn body_too_slow() -> Self {
+        let detail = "the body came too slowly";
+        let status = StatusCode::REQUEST_TIMEOUT;
+        Problem { close: true, ..Problem::new(status, "slow-body", "The client is too slow", detail) }
+    }
+
+    pub(super) fn head_too_slow() -> Self {
+        let detail = "the request's head came too slowly";
+        let status = StatusCode::REQUEST_TIMEOUT;
+        Problem { close: true, ..Problem::new(status, "slow-head", "The client is too slow", detail) }
+    }
+
+    pub(super) fn body_broken(why: &str) -> Self {
+        let detail = format!("the body can't be read: {why}");
+        Problem { close: true, ..Problem::new(StatusCode::BAD_REQUEST, "bad-body", "The body is broken", detail) }
+    }
+
+    pub(super) fn too_many_headers(limit: usize) -> Self {
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        Problem::new(status, "too-many-headers", "Too many headers", format!("{limit} headers are allowed"))
+    }
+
+    pub(super) fn bad_request(kind: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::BAD_REQUEST, kind, title, detail)
+    }
+
+    pub(super) fn method_not_allowed(method: &str, allow: &'static str) -> Self {
+        let detail = format!("{method} is not among the allowed methods: {allow}");
+        let status = StatusCode::METHOD_NOT_ALLOWED;
+        Problem { allow: Some(allow), ..Problem::new(status, "method-not-allowed", "Unknown method", detail) }
+    }
+
+    pub(super) fn not_found(path: &str) -> Self {
+        let detail = format!("paths under /_/ are the host's, and there is no {path}");
+        Problem::new(StatusCode::NOT_FOUND, "not-found", "No such page", detail)
+    }
+
+    pub(super) fn not_ready(why: String) -> Self {
+        Problem::unavailable("not-ready", "The node is not ready", why)
+    }
+
+    /// The document itself. `type` is an identifier; nothing is served there.
+    pub(super) fn to_json(&self) -> Vec<u8> {
+        let outcome = match self.outcome {
+            Outcome::Rejected => "rejected",
+            Outcome::Unknown => "unknown",
+        };
+        let document = Document {
+            r#type: format!("/_/problems/{}", self.kind),
+            title: self.title,
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            outcome,
+        };
+        serde_json::to_vec(&document).expect("strings and a number can always be written as JSON")
+    }
+
+    /// `headers` is an empty map to be used, or what the reply has besides.
+    pub(super) fn into_reply(self, mut headers: HeaderMap, version: Version, is_head: bool) -> Reply {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if self.retry {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if let Some(allow) = self.allow {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        // HTTP/2 has no such header (RFC 9113 §8.2.2); there the stream alone ends.
+        if self.close && version <= Version::HTTP_11 {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        reply::build(self.status, headers, self.to_json().into(), is_head)
+    }
+}
