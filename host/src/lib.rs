@@ -1,11 +1,13 @@
-//! Raftlet: a WebAssembly-pluggable replicated state machine host.
+//! Raftlet: a WebAssembly-pluggable replicated state machine host. `ARCHITECTURE.md` has the map.
 
 pub mod batcher;
+pub mod cli;
 pub mod config;
 pub mod guest;
 pub mod http;
 pub mod log;
 pub mod metrics;
+pub mod node;
 pub mod outcome;
 pub mod raft;
 pub mod state_machine;

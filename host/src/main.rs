@@ -1,1 +1,9 @@
-fn main() {}
+//! The `raftlet` binary: everything is in the library. Next: `cli/mod.rs`.
+
+/// The system's allocator grows and shrinks a heap for each thread by system calls; a write passes many threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> std::process::ExitCode {
+    raftlet::cli::main()
+}

@@ -1,0 +1,222 @@
+//! `raftlet bench`: closed-loop clients against a cluster, a temporary one unless a URL is given. Begin here, then
+//! `workload.rs` (what is sent), `client.rs` (who sends it), `report.rs` (what came out).
+
+use std::io::IsTerminal as _;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use futures_util::future::join_all;
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+use tokio::task::LocalSet;
+
+use self::client::{Client, Tally};
+use self::report::{BatchCounts, Report, grouped};
+use self::workload::Workload;
+use super::cluster::folder::Folder;
+use super::cluster::launcher::{Cluster, Plan};
+use super::cluster::ports;
+use super::http::Url;
+use super::out::{complain, say};
+use super::settings::{FileKeys, Settings, SettingsArgs};
+use super::signals::EndSignals;
+
+mod client;
+mod report;
+mod workload;
+
+/// Nodes of the temporary cluster.
+const NODES: u64 = 3;
+const METRICS_TIMEOUT: Duration = Duration::from_secs(5);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Measure a cluster: throughput and latency of closed-loop clients
+///
+/// Without --url, a temporary cluster of three nodes is started and removed afterwards; it is put in $TMPDIR, else in
+/// /var/tmp, which unlike /tmp is on a disk. The cluster must have the key-value module. Exit code 1 if any operation
+/// failed or any value was not as written.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  raftlet bench --verify\n  raftlet bench --url http://127.0.0.1:8080 --url http://127.0.0.1:8081 --clients 200 --read-percent 50\n  raftlet bench --batching off --json"
+)]
+pub struct BenchArgs {
+    /// A node to use, instead of a temporary cluster; may be given many times
+    #[arg(long, value_name = "URL")]
+    url: Vec<Url>,
+    /// Clients, each with a connection of its own
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    clients: u32,
+    /// Operations of all clients together
+    #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..))]
+    ops: u64,
+    /// Bytes of each value
+    #[arg(long, default_value_t = 100)]
+    value_bytes: usize,
+    /// Share of reads; each reads a key that its client has written before
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+    read_percent: u8,
+    /// Read every key back afterwards and compare its value
+    #[arg(long)]
+    verify: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Repeats the keys and values of an earlier run [default: random]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// For the temporary cluster
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+pub async fn run(args: BenchArgs) -> anyhow::Result<()> {
+    let mut file = FileKeys::read(args.settings.config.as_deref())?;
+    let settings = args.settings.resolve(&mut file)?;
+    file.finish()?;
+    if args.value_bytes > settings.limits.body_bytes_max {
+        let limit = settings.limits.body_bytes_max;
+        complain(format_args!("note: values of {} bytes are over the default limit of {limit}", args.value_bytes));
+    }
+    let mut signals = EndSignals::new()?;
+    if !args.url.is_empty() {
+        return tokio::select! {
+            done = measure(&args, &args.url) => done,
+            signal = signals.next() => bail!("{signal}: the bench was given up"),
+        };
+    }
+    let home = temporary_home()?;
+    let mut cluster = launch(home.path(), settings)?;
+    let done = tokio::select! {
+        done = start_and_measure(&mut cluster, &args) => done,
+        signal = signals.next() => Err(anyhow::anyhow!("{signal}: the bench was given up")),
+    };
+    cluster.stop(signals.another()).await;
+    // Also removed if something above failed; here an error can still be told.
+    let path = home.path().to_path_buf();
+    home.close().with_context(|| format!("can't remove {}", path.display()))?;
+    done
+}
+
+async fn start_and_measure(cluster: &mut Cluster, args: &BenchArgs) -> anyhow::Result<()> {
+    cluster.wait_until_ready().await.context("the temporary cluster did not start")?;
+    let urls = cluster.nodes().urls.clone();
+    tokio::select! {
+        done = measure(args, &urls) => done,
+        event = cluster.next_event() => bail!("{}", cluster.explain(event.as_ref())),
+    }
+}
+
+/// On a disk if possible: in memory, an fsync costs nothing and the figures would flatter.
+fn temporary_home() -> anyhow::Result<tempfile::TempDir> {
+    let new = |parent: &Path| tempfile::Builder::new().prefix("raftlet-bench-").tempdir_in(parent);
+    let default = std::env::temp_dir();
+    let home = if std::env::var_os("TMPDIR").is_some() { new(&default) } else { new(Path::new("/var/tmp")) };
+    home.or_else(|_| new(&default)).with_context(|| format!("can't create a directory in {}", default.display()))
+}
+
+fn launch(home: &Path, settings: Settings) -> anyhow::Result<Cluster> {
+    Ok(Cluster::launch(Plan {
+        executable: std::env::current_exe().context("can't find this program's own file")?,
+        folder: Folder::new(home),
+        ports: ports::find_free(NODES)?,
+        found: true,
+        module: None,
+        settings,
+        restart: false,
+    }))
+}
+
+async fn measure(args: &BenchArgs, urls: &[Url]) -> anyhow::Result<()> {
+    let seed = args.seed.unwrap_or_else(random_seed);
+    let workload = Workload { seed, value_bytes: args.value_bytes, read_percent: args.read_percent };
+    if !args.json {
+        let (ops, clients, bytes) = (grouped(args.ops), args.clients, args.value_bytes);
+        let reads = args.read_percent;
+        say(format_args!("{ops} operations ({reads} % reads) of {clients} clients, {bytes}-byte values, seed {seed}"));
+    }
+    LocalSet::new().run_until(run_phases(args, urls, workload)).await
+}
+
+async fn run_phases(args: &BenchArgs, urls: &[Url], workload: Workload) -> anyhow::Result<()> {
+    let clients = Client::connect_all(urls, args.clients as usize, workload).await?;
+    let before = batch_counts(urls).await;
+
+    let tally = Tally::new(args.ops);
+    let shown = Progress::show(args, "operations", args.ops, &tally);
+    let begun = Instant::now();
+    let clients = client::operate_all(clients, &tally).await?;
+    let seconds = begun.elapsed().as_secs_f64();
+    drop(shown);
+
+    let mut report = Report::new(tally.done(), tally.errors(), seconds, &tally.latency_us());
+    report.mean_batch = BatchCounts::mean_batch(&before, &batch_counts(urls).await);
+    let mut wrong = 0;
+    let mut quoted = tally.quoted();
+    if args.verify {
+        let keys = client::written(&clients);
+        let tally = Tally::new(keys);
+        let shown = Progress::show(args, "keys read back", keys, &tally);
+        client::verify_all(clients, &tally).await?;
+        drop(shown);
+        wrong = tally.errors();
+        report.verified = Some(keys - wrong);
+        quoted.extend(tally.quoted());
+    }
+    say(if args.json { serde_json::to_string(&report)? } else { report.to_table() });
+    quoted.iter().for_each(|error| complain(format_args!("  {error}")));
+    if report.errors > 0 || wrong > 0 {
+        bail!("{} of {} operations failed, {wrong} keys were not as written", report.errors, report.ops);
+    }
+    Ok(())
+}
+
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}
+
+async fn batch_counts(urls: &[Url]) -> Vec<Option<BatchCounts>> {
+    let all = urls.iter().map(|url| async move {
+        let response = url.get("/_/metrics", METRICS_TIMEOUT).await.ok()?;
+        BatchCounts::parse(std::str::from_utf8(&response.body).ok()?)
+    });
+    join_all(all).await
+}
+
+/// A progress bar on the terminal, for as long as this lives. It looks at the tally now and then, so that clients
+/// don't have to draw.
+struct Progress {
+    bar: ProgressBar,
+    watcher: tokio::task::JoinHandle<()>,
+}
+
+impl Progress {
+    fn show(args: &BenchArgs, what: &'static str, total: u64, tally: &Rc<Tally>) -> Option<Progress> {
+        if args.json || !std::io::stderr().is_terminal() {
+            return None;
+        }
+        let style = ProgressStyle::with_template("{wide_bar} {human_pos}/{human_len} {msg}, {rate}");
+        let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+            let _ = write!(out, "{:.0}/s", state.per_sec());
+        };
+        let style = style.expect("a constant template").with_key("rate", rate);
+        let bar = ProgressBar::new(total).with_message(what).with_style(style);
+        let (watched, tally) = (bar.clone(), tally.clone());
+        let watcher = tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(PROGRESS_INTERVAL).await;
+                watched.set_position(tally.done());
+            }
+        });
+        Some(Progress { bar, watcher })
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.watcher.abort();
+        self.bar.finish_and_clear();
+    }
+}

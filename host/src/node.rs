@@ -1,0 +1,400 @@
+//! One node: wires the rooms together, and stops them in reverse order. The only file that sees all of them.
+//!
+//! `http` → `batcher` → `raft`; openraft drives `log` and `state_machine` → `guest`; replies go from the state machine
+//! to the batcher's tickets.
+
+use std::fs;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use bytes::Bytes;
+use raftlet_machine::Request;
+use tokio::net::TcpListener;
+
+use crate::batcher::{Batcher, Propose, ReadPort, Reads, Tickets};
+use crate::config::NodeConfig;
+use crate::guest::{Engine, Limits, Module};
+use crate::http::{
+    Api, Consistency, HttpLimits, HttpMetrics, Member, MemberRole, ModuleStatus, RequestClass, Server, Status,
+    StatusClass,
+};
+use crate::log::{LogOptions, SledLog};
+use crate::metrics::Metrics;
+use crate::outcome::{Answer, CommandReply, Refusal};
+use crate::raft::identity::{Identity, random};
+use crate::raft::types::{BatchId, Kind, LogId};
+use crate::raft::{Bootstrap, Consensus, Parts, Proposals, Refused, Stamp};
+use crate::state_machine::{Activation, Applied, Queries, StateMachine, View};
+
+/// The module that a cluster runs if it was given no other.
+const KEY_VALUE_MODULE: &[u8] = include_bytes!("../modules/kv.wasm");
+/// What may be in a folder before a node was ever started there: the launcher's files.
+const LAUNCHER_FILES: [&str; 4] = ["log", "log.old", "pid", "pid.new"];
+/// The folder of the durable log, in the node's.
+const LOG_DIR: &str = "raft-log";
+/// For requests in flight, when the node stops.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// A running node.
+pub struct Node {
+    server: Server,
+    batcher: Batcher,
+    consensus: Arc<Consensus>,
+    log: SledLog,
+    address: SocketAddr,
+}
+
+impl Node {
+    /// Opens the folder, recovers, and listens; both ports accept connections when this returns. The node may not be
+    /// ready yet: it may have to join its cluster or to apply its log.
+    pub async fn start(config: NodeConfig) -> anyhow::Result<Node> {
+        config.validate()?;
+        let engine = Engine::new()?;
+        let mut identity = Identity::open(&config.dir, config.id, &LAUNCHER_FILES)?;
+        // Ports first: a port that is taken is the commonest mistake, and recovery may take a while.
+        let clients = bind(config.listen, "--listen").await?;
+        let peers = bind(config.peer_listen, "--peer-listen").await?;
+        let address = clients.local_addr()?;
+
+        let log_dir = config.dir.join(LOG_DIR);
+        // A member's log is never made anew: without it the node has forgotten what it acknowledged.
+        let options = LogOptions { create: identity.cluster.is_none(), ..LogOptions::default() };
+        let opened = tokio::task::spawn_blocking(move || SledLog::open(&log_dir, options)).await?;
+        let log = opened.context("the log can't be opened")?;
+
+        let metrics = Arc::new(Metrics::default());
+        let tickets = Tickets::new(config.id, random());
+        let (state_machine, view) = StateMachine::start(engine.clone(), tickets.clone(), metrics.clone())?;
+        let bootstrap = plan_bootstrap(&config, &mut identity, &engine, &view)?;
+        let stamp_view = view.clone();
+        let parts = Parts {
+            dir: config.dir.clone(),
+            identity,
+            addresses: config.peers.clone(),
+            timing: config.raft.clone(),
+            log: log.clone(),
+            state_machine,
+            listener: peers,
+            refused: tickets.clone(),
+            stamp: Box::new(move || {
+                let state = stamp_view.borrow();
+                let digest = state.digest[..16].try_into().expect("32 bytes have 16");
+                Stamp { index: state.applied_index(), digest }
+            }),
+            bootstrap,
+        };
+        let consensus = Arc::new(Consensus::start(parts).await?);
+
+        let queries = Queries::start(std::thread::available_parallelism().map_or(2, usize::from).max(2))?;
+        let deadline = config.limits.request_timeout;
+        let port = Arc::new(Port { proposals: consensus.proposals.clone(), view: view.clone(), queries, tickets });
+        let tickets = port.tickets.clone();
+        let batching = config.batching.clone();
+        let queue_bytes_max = config.limits.queue_bytes_max;
+        let batcher = Batcher::start(batching, queue_bytes_max, deadline, port.clone(), tickets, metrics.clone());
+        let reads = Reads::start(port, queue_bytes_max, deadline, metrics.clone());
+        let service = Service {
+            node: config.id,
+            started: Instant::now(),
+            batcher: batcher.clone(),
+            reads,
+            view,
+            consensus: consensus.clone(),
+            log: log.clone(),
+            metrics,
+            http: OnceLock::new(),
+        };
+        let service = Arc::new(service);
+        let server = Server::start(clients, service.clone(), client_limits(&config));
+        let _ = service.http.set(server.metrics());
+        tracing::info!("node {} serves clients on {address}", config.id);
+        Ok(Node { server, batcher, consensus, log, address })
+    }
+
+    /// Where clients connect.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Resolves, with the reason, when the node met a fault that it must not survive.
+    pub fn failed(&self) -> impl Future<Output = String> + Send + 'static {
+        let raft = self.consensus.failed();
+        let log = self.log.clone();
+        async move {
+            tokio::select! {
+                why = raft => why,
+                why = log.failed() => format!("the log failed: {why}"),
+            }
+        }
+    }
+
+    /// Answers what is in flight, takes nothing new, and stops. What was acknowledged is on disk anyway.
+    pub async fn shutdown(self) {
+        let Node { server, batcher, consensus, log, .. } = self;
+        consensus.hand_over().await;
+        // Together: a keep-alive connection ends when its last request is answered, and that needs the drain.
+        tokio::join!(server.shutdown(DRAIN), batcher.drain(DRAIN));
+        drop(batcher);
+        consensus.shutdown().await;
+        if let Err(e) = log.close().await {
+            tracing::warn!("the log was not closed cleanly: {e}");
+        }
+    }
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("can't listen on {address}; another program may use the port: choose another {flag}"))
+}
+
+fn client_limits(config: &NodeConfig) -> HttpLimits {
+    let limits = &config.limits;
+    HttpLimits {
+        body_bytes_max: limits.body_bytes_max,
+        header_bytes_max: limits.header_bytes_max,
+        connections_max: limits.connections_max,
+        header_read_timeout: limits.header_read_timeout,
+        idle_timeout: limits.idle_timeout,
+        ..HttpLimits::default()
+    }
+}
+
+/// What this node has to do to begin a cluster, if anything. A module is checked before a byte is written.
+fn plan_bootstrap(
+    config: &NodeConfig,
+    identity: &mut Identity,
+    engine: &Engine,
+    view: &View,
+) -> anyhow::Result<Option<Bootstrap>> {
+    let proposed = match &config.module {
+        Some(path) => Some(read_module(path, engine)?),
+        None => None,
+    };
+    let planned = Bootstrap::pending(&config.dir)?;
+    if identity.cluster.is_none() && (config.bootstrap || planned.is_some()) {
+        // A plan that is there already is the older wish: a crash came between the plan and the next line.
+        if planned.is_none() {
+            Bootstrap::plan(&config.dir, proposed.as_deref().unwrap_or(KEY_VALUE_MODULE))?;
+        }
+        identity.join(&config.dir, random())?;
+    } else if let Some(module) = proposed {
+        let (path, digest) = (config.module.clone().unwrap_or_default(), blake3::hash(&module));
+        tracing::info!("--module {} ({}) is a proposal for a new cluster only", path.display(), digest.to_hex());
+        tokio::spawn(warn_of_other_module(view.clone(), *digest.as_bytes()));
+    }
+    let Some(module) = Bootstrap::pending(&config.dir)? else { return Ok(None) };
+    let cluster = identity.cluster.context("a folder with a bootstrap plan has a cluster")?;
+    let (engine, view) = (engine.identity().to_owned(), view.clone());
+    let activation = move |module: &[u8]| Activation::of(module, cluster, Limits::default(), &engine).to_bytes();
+    let active = move || view.borrow().module.is_some();
+    Ok(Some(Bootstrap::new(config.dir.clone(), module, activation, active)))
+}
+
+fn read_module(path: &Path, engine: &Engine) -> anyhow::Result<Vec<u8>> {
+    let bytes = fs::read(path).with_context(|| format!("the module {} can't be read", path.display()))?;
+    Module::compile(engine, &bytes, Limits::default())
+        .with_context(|| format!("the module {} can't be hosted", path.display()))?;
+    Ok(bytes)
+}
+
+async fn warn_of_other_module(mut view: View, proposed: [u8; 32]) {
+    let Ok(state) = view.wait_for(|s| s.module.is_some()).await else { return };
+    let Some(module) = &state.module else { return };
+    if *module.digest() != proposed {
+        let active = module.description();
+        tracing::warn!(
+            "--module has no effect: this cluster runs {} {}, which is in its log, and goes on with it",
+            active.name,
+            active.version
+        );
+    }
+}
+
+/// The state machine tells the tickets.
+impl Applied for Tickets {
+    fn applied(&self, id: BatchId, log_id: LogId, replies: Vec<CommandReply>) {
+        Tickets::applied(self, id, log_id, replies);
+    }
+
+    fn term_began(&self, term: u64) {
+        Tickets::term_began(self, term);
+    }
+}
+
+/// Raft tells the tickets.
+impl Refused for Tickets {
+    fn refused(&self, sequence: u64, term: u64) {
+        Tickets::refused(self, sequence, term);
+    }
+}
+
+/// What the batcher reaches of the other rooms.
+struct Port {
+    proposals: Proposals,
+    view: View,
+    queries: Queries,
+    tickets: Arc<Tickets>,
+}
+
+impl Propose for Port {
+    async fn propose(&self, sequence: u64, batch: Bytes) -> Option<u64> {
+        self.proposals.propose(self.tickets.id(sequence), Kind::Batch, batch).await.ok()
+    }
+}
+
+impl ReadPort for Port {
+    async fn read_index(&self) -> Option<u64> {
+        self.proposals.read_index().await
+    }
+
+    async fn applied(&self, index: u64) {
+        // An error says that the state machine is gone; the caller's deadline ends the wait then.
+        if self.view.clone().wait_for(|s| s.applied.is_some_and(|l| l.index >= index)).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    async fn run(&self, batch: Vec<u8>, count: usize) -> Result<(u64, u64, Vec<CommandReply>), String> {
+        let state = self.view.borrow().clone();
+        let (index, term) = state.applied.map_or((0, 0), |l| (l.index, l.leader_id.term));
+        Ok((index, term, self.queries.run(state, batch, count).await?))
+    }
+}
+
+/// What clients reach.
+struct Service {
+    node: u64,
+    started: Instant,
+    batcher: Batcher,
+    reads: Reads,
+    view: View,
+    consensus: Arc<Consensus>,
+    log: SledLog,
+    metrics: Arc<Metrics>,
+    http: OnceLock<Arc<HttpMetrics>>,
+}
+
+impl Service {
+    /// Refuses what comes too early.
+    fn open(&self) -> Result<(), Refusal> {
+        if self.consensus.proposals.is_founding() {
+            return Err(Refusal::Founding);
+        }
+        // Before the module is logged nothing else may be: it is the first entry of the application's.
+        if self.view.borrow().module.is_none() {
+            return Err(Refusal::NoModule);
+        }
+        Ok(())
+    }
+}
+
+impl Api for Service {
+    async fn command(&self, request: Request) -> Result<Answer, Refusal> {
+        self.open()?;
+        self.batcher.submit(request).await
+    }
+
+    async fn query(&self, request: Request, consistency: Consistency) -> Result<Answer, Refusal> {
+        self.open()?;
+        self.reads.query(request, consistency == Consistency::Stale).await
+    }
+
+    fn status(&self) -> Status {
+        let raft = self.consensus.status();
+        let state = self.view.borrow().clone();
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let role = |votes| if votes { MemberRole::Voter } else { MemberRole::Learner };
+        Status {
+            node_id: self.node,
+            role: raft.role,
+            leader_id: raft.leader,
+            term: raft.term,
+            last_log_index: raft.last_log_index,
+            applied_index: state.applied.map(|l| l.index),
+            snapshot_index: raft.snapshot_index,
+            module: state.module.as_ref().map(|m| ModuleStatus {
+                name: m.description().name.clone(),
+                version: m.description().version.clone(),
+                digest: hex(m.digest()),
+            }),
+            state_digest: hex(&state.digest),
+            members: (raft.members.into_iter())
+                .map(|(id, member, votes)| Member { id, peer_address: member.address, role: role(votes) })
+                .collect(),
+            version: env!("CARGO_PKG_VERSION"),
+            cluster_id: raft.cluster.map_or_else(String::new, |c| format!("{c:016x}")),
+            boot_id: format!("{:016x}", self.batcher.boot()),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            queue_bytes: self.batcher.queue_bytes() as u64,
+        }
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        let raft = self.consensus.status();
+        if let Some(why) = raft.failed {
+            return Err(format!("this node's Raft has stopped: {why}"));
+        }
+        if raft.cluster.is_none() {
+            return Err(
+                "this node hasn't joined a cluster; it waits for the node that was started with --bootstrap".into()
+            );
+        }
+        if self.consensus.proposals.is_founding() {
+            return Err("the cluster isn't complete yet; its first node waits for the others".into());
+        }
+        let state = self.view.borrow().clone();
+        if state.module.is_none() {
+            return Err("no module is active yet".into());
+        }
+        if raft.leader.is_none() {
+            return Err("no leader is known".into());
+        }
+        let behind = raft.committed_index.saturating_sub(state.applied_index());
+        if behind > READY_LAG_MAX {
+            return Err(format!("this node has still to apply {behind} entries"));
+        }
+        if !raft.members.iter().any(|(id, _, votes)| *id == self.node && *votes) {
+            return Err("this node doesn't vote yet; it is catching up".into());
+        }
+        Ok(())
+    }
+
+    fn metrics(&self) -> String {
+        let raft = self.consensus.status();
+        let state = self.view.borrow().clone();
+        let m = &self.metrics;
+        m.applied_index.set(state.applied_index());
+        m.term.set(raft.term);
+        m.is_leader.set(u64::from(raft.role == "leader"));
+        m.queue_bytes.set(self.batcher.queue_bytes() as u64);
+        m.store_keys.set(state.map.len());
+        m.store_bytes.set(state.map.bytes());
+        let log = self.log.metrics();
+        m.log.entries.set(log.entries.load(Relaxed));
+        m.log.bytes.set(log.bytes.load(Relaxed));
+        m.log.fsyncs.set(log.fsyncs.load(Relaxed));
+        m.log.fsync_seconds.set(log.fsync_us.load(Relaxed) as f64 / 1e6);
+        m.log.flush_seconds.set(log.flush_us.load(Relaxed) as f64 / 1e6);
+        m.log.tail_bytes.set(log.tail_bytes.load(Relaxed));
+        if let Some(http) = self.http.get() {
+            for class in RequestClass::ALL {
+                for status in StatusClass::ALL {
+                    m.set_requests(class.name(), status.name(), http.requests(class, status));
+                }
+            }
+            m.connections_open.set(http.connections_open.load(Relaxed));
+        }
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &m.registry).expect("a String takes everything");
+        text
+    }
+}
+
+/// Entries that a node may be behind and still call itself ready: less than a heartbeat's worth at full load.
+const READY_LAG_MAX: u64 = 1000;
