@@ -104,5 +104,6 @@ pub(super) fn encode(core: &[u8]) -> Result<Vec<u8>, ModuleError> {
 }
 
 fn not_wasm(error: wasmparser::BinaryReaderError) -> ModuleError {
-    ModuleError::NotWasm(error.message().to_owned())
+    // The parser lists bytes on a line each; a message is one line.
+    ModuleError::NotWasm(error.message().split_whitespace().collect::<Vec<_>>().join(" "))
 }
