@@ -225,6 +225,10 @@ impl Applied for Tickets {
     fn term_began(&self, term: u64) {
         Tickets::term_began(self, term);
     }
+
+    fn replaced(&self) {
+        Tickets::replaced(self);
+    }
 }
 
 /// Raft tells the tickets.

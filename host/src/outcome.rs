@@ -48,6 +48,12 @@ pub enum Failure {
     QueryTimeout,
     /// No module was active at that index.
     NoModule,
+    /// The idempotency key was used for another request before.
+    KeyReused,
+    /// No more idempotency keys can be kept: the command was not run.
+    KeysFull,
+    /// The entry was skipped by the operators, because it killed its processes: the command was not run.
+    Skipped,
 }
 
 /// What a refused client may conclude (member `outcome` of the problem document).
@@ -76,6 +82,14 @@ pub enum Refusal {
     Lagging { waited_ms: u64 },
     #[error("this node can't run queries: {0}")]
     LocalFault(String),
+    #[error("the disk of this node is nearly full: {0}")]
+    DiskFull(String),
+    #[error("this node is in quarantine: {0}")]
+    Quarantined(String),
+    #[error("this node doesn't apply entries: {0}")]
+    Held(String),
+    #[error("this node's state was replaced by a snapshot while the command was on its way; it may have taken effect")]
+    Replaced,
     #[error("no answer within {waited_ms} ms; the command may still take effect")]
     Timeout { waited_ms: u64 },
 }
@@ -84,7 +98,7 @@ impl Refusal {
     /// Whether the refused command may have taken effect.
     pub fn outcome(&self) -> Outcome {
         match self {
-            Refusal::Timeout { .. } => Outcome::Unknown,
+            Refusal::Timeout { .. } | Refusal::Replaced => Outcome::Unknown,
             _ => Outcome::Rejected,
         }
     }
@@ -118,6 +132,9 @@ impl fmt::Display for Failure {
             Failure::BatchBudget => write!(f, "the batch's fuel was used up before this command was run"),
             Failure::QueryTimeout => write!(f, "the query was not done in its time"),
             Failure::NoModule => write!(f, "no module was active yet"),
+            Failure::KeyReused => write!(f, "this Idempotency-Key was used for another request"),
+            Failure::KeysFull => write!(f, "no more idempotency keys can be kept now"),
+            Failure::Skipped => write!(f, "the entry of this command was skipped by the operators"),
             Failure::InvalidReply(why) => write!(f, "the module's reply breaks the contract: {why}"),
         }
     }

@@ -188,6 +188,15 @@ impl Tickets {
         }
     }
 
+    /// The state was replaced by a snapshot, and any batch of this node's that was on its way may be in it. They are all
+    /// closed: the term rule needs every entry to be applied here.
+    pub fn replaced(&self) {
+        let open: Vec<u64> = self.lock().tickets.keys().copied().collect();
+        for sequence in open {
+            self.refuse(sequence, &Refusal::Replaced);
+        }
+    }
+
     /// The state machine applied an entry of this term: what was handed over for earlier ones and is still open was
     /// not logged, and never will be (see `raft/proposals.rs`).
     pub fn term_began(&self, term: u64) {

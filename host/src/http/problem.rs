@@ -58,6 +58,12 @@ impl Problem {
             Refusal::LocalFault(_) => {
                 Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "local-fault", "The node has a fault", detail)
             }
+            Refusal::DiskFull(_) => Problem::unavailable("disk-full", "The disk is nearly full", detail),
+            Refusal::Quarantined(_) => Problem::unavailable("quarantined", "The node is in quarantine", detail),
+            Refusal::Held(_) => Problem::unavailable("held", "The node doesn't apply entries", detail),
+            Refusal::Replaced => {
+                Problem::new(StatusCode::GATEWAY_TIMEOUT, "replaced", "The outcome is unknown", detail)
+            }
             Refusal::Timeout { .. } => {
                 Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", "No answer in time", detail)
             }
@@ -87,6 +93,12 @@ impl Problem {
             Failure::InvalidReply(_) => error("invalid-reply", "The module's reply breaks the contract"),
             Failure::QueryTimeout => Problem::unavailable("query-timeout", "The query took too long", detail),
             Failure::NoModule => Problem::unavailable("no-module", "No module was active", detail),
+            Failure::KeyReused => {
+                let status = StatusCode::UNPROCESSABLE_ENTITY;
+                Problem::new(status, "idempotency-key-reused", "The Idempotency-Key was used before", detail)
+            }
+            Failure::KeysFull => Problem::unavailable("idempotency-keys-full", "Too many idempotency keys", detail),
+            Failure::Skipped => error("skipped", "The entry was skipped"),
             Failure::BatchBudget => Problem::unavailable("batch-budget", "The batch's fuel was used up", detail),
         }
     }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::record::{seal, u64_at, unseal};
 
 /// Version of the folder's layout.
-pub(super) const LAYOUT_VERSION: u32 = 2;
+pub(super) const LAYOUT_VERSION: u32 = 3;
 
 /// One slot fills a sector, so that a torn write can't hurt the other one.
 const SLOT_BYTES: usize = 512;

@@ -7,7 +7,7 @@
 //! 2  reserved (0)            24 payload len  64 stamp index   72 stamp digest (16)   88 payload
 //! ```
 //!
-//! All integers are little-endian. Kinds: 0 blank, 1–3 [`Kind`], 4 membership (postcard).
+//! All integers are little-endian. Kinds: 0 blank, 4 membership (postcard), else [`Kind`].
 
 use bytes::{Bytes, BytesMut};
 use openraft::EntryPayload;
@@ -111,6 +111,7 @@ fn envelope(kind: u8, bytes: &[u8]) -> Result<Envelope, DecodeError> {
         1 => Kind::Batch,
         2 => Kind::ModuleChunk,
         3 => Kind::ActivateModule,
+        5 => Kind::Checkpoint,
         other => return Err(DecodeError::Kind(other)),
     };
     let id = BatchId { node: u64_at(bytes, 32), boot: u64_at(bytes, 40), sequence: u64_at(bytes, 48) };

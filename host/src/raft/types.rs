@@ -2,6 +2,9 @@
 //! `raft/mod.rs`. Knows no disk and no socket: `log/` and `raft/network` store and send what `codec.rs` encodes.
 
 use std::fmt;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -39,9 +42,17 @@ pub type Vote = openraft::alias::VoteOf<TypeConfig>;
 pub type Entry = openraft::alias::EntryOf<TypeConfig>;
 pub type StoredMembership = openraft::alias::StoredMembershipOf<TypeConfig>;
 
-/// What a snapshot is handed over as. There are none yet: logs are kept whole, so no node ever needs one.
-#[derive(Debug)]
-pub enum SnapshotFile {}
+pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
+
+/// A whole, verified snapshot on this node's disk. Open, so that it can be read to its end after a newer one took its
+/// place.
+#[derive(Debug, Clone)]
+pub struct SnapshotFile {
+    pub meta: SnapshotMeta,
+    pub path: PathBuf,
+    pub file: Arc<File>,
+    pub bytes: u64,
+}
 
 /// Identifies a batch for ever: the node that sealed it, that node's start, and a counter since then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -62,6 +73,8 @@ pub enum Kind {
     ModuleChunk = 2,
     /// A postcard-encoded `state_machine::Activation`: from here on this module answers.
     ActivateModule = 3,
+    /// No payload: every replica digests its whole content at this index, so that silent corruption is found.
+    Checkpoint = 5,
 }
 
 /// What the leader writes beside the bytes.

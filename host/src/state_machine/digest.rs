@@ -70,6 +70,9 @@ impl Chain {
                 Failure::BatchBudget => 1004,
                 Failure::InvalidReply(_) => 1005,
                 Failure::NoModule => 1006,
+                Failure::KeyReused => 1007,
+                Failure::KeysFull => 1008,
+                Failure::Skipped => 1009,
                 Failure::QueryTimeout => unreachable!("commands are never cut off by the clock"),
             }),
         }

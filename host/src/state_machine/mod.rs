@@ -9,6 +9,7 @@ mod openraft_impl;
 pub mod overlay;
 mod queries;
 mod replica;
+pub mod sessions;
 
 use std::sync::Arc;
 
@@ -18,8 +19,9 @@ use crate::guest::Module;
 use crate::outcome::CommandReply;
 use crate::raft::types::{BatchId, LogId, StoredMembership};
 use map::Map;
+use sessions::Sessions;
 
-pub use activation::Activation;
+pub use activation::{Activation, Active, Pieces};
 pub use openraft_impl::StateMachine;
 pub use queries::Queries;
 
@@ -29,6 +31,8 @@ pub trait Applied: Send + Sync + 'static {
     fn applied(&self, id: BatchId, log_id: LogId, replies: Vec<CommandReply>);
     /// An entry of this term was applied: what was handed over for an earlier term and was not applied, never will be.
     fn term_began(&self, term: u64);
+    /// The state was replaced by a snapshot: what became of the batches in it, this node can't know.
+    fn replaced(&self);
 }
 
 /// The state at one index. A query takes everything from one of these.
@@ -45,6 +49,12 @@ pub struct Published {
     pub cluster: u64,
     pub map: Map,
     pub module: Option<Module>,
+    /// How `module` came to be: bytes, limits, engine. For snapshots.
+    pub active: Option<Arc<Active>>,
+    /// A module that is on its way.
+    pub pieces: Option<Arc<Pieces>>,
+    /// Idempotency keys and their replies.
+    pub sessions: Sessions,
 }
 
 impl Published {

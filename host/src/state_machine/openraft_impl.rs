@@ -147,7 +147,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         _meta: &SnapshotMetaOf<TypeConfig>,
         snapshot: SnapshotFile,
     ) -> Result<(), io::Error> {
-        match snapshot {}
+        let _ = snapshot;
+        Err(io::Error::new(io::ErrorKind::Unsupported, "snapshots are not installed yet"))
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>, io::Error> {

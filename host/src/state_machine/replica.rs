@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use openraft::EntryPayload;
 use openraft::entry::RaftEntry;
 use raftlet_machine::Batch;
 
 use super::digest;
 use super::overlay::Overlay;
-use super::{Activation, Published};
+use super::{Activation, Active, Pieces, Published};
 use crate::guest::{Context, Engine, LocalFault, Module};
 use crate::metrics::Metrics;
 use crate::outcome::{CommandReply, Failure};
@@ -19,15 +20,6 @@ pub struct Replica {
     engine: Engine,
     metrics: Arc<Metrics>,
     state: Published,
-    /// A module that is on its way.
-    pieces: Option<Pieces>,
-}
-
-/// The pieces of one attempt to log a module, so far.
-struct Pieces {
-    first: BatchId,
-    next_sequence: u64,
-    bytes: Vec<u8>,
 }
 
 /// Replies of one batch, for whoever sealed it.
@@ -48,8 +40,11 @@ impl Replica {
             cluster: 0,
             map: Default::default(),
             module: None,
+            active: None,
+            pieces: None,
+            sessions: Default::default(),
         };
-        Replica { engine, metrics, state, pieces: None }
+        Replica { engine, metrics, state }
     }
 
     /// The state now. O(1).
@@ -78,6 +73,7 @@ impl Replica {
                         self.module_piece(envelope.id, &bytes);
                         None
                     }
+                    Kind::Checkpoint => None,
                     Kind::ActivateModule => {
                         self.activate(log_id, envelope.id, &bytes)?;
                         None
@@ -125,14 +121,7 @@ impl Replica {
         if self.state.module.is_some() {
             return;
         }
-        match &mut self.pieces {
-            Some(p) if (p.first.node, p.first.boot, p.next_sequence) == (id.node, id.boot, id.sequence) => {
-                p.bytes.extend_from_slice(bytes);
-                p.next_sequence += 1;
-            }
-            // The first piece of another attempt: what an earlier attempt left is void.
-            _ => self.pieces = Some(Pieces { first: id, next_sequence: id.sequence + 1, bytes: bytes.to_vec() }),
-        }
+        Pieces::add(&mut self.state.pieces, id, bytes);
     }
 
     fn activate(&mut self, log_id: LogId, id: BatchId, bytes: &[u8]) -> Result<(), LocalFault> {
@@ -140,7 +129,7 @@ impl Replica {
             tracing::info!(index = log_id.index, "a module is active already; this activation has no effect");
             return Ok(());
         }
-        let pieces = self.pieces.take();
+        let pieces = self.state.pieces.take();
         let activation = match Activation::read(bytes) {
             Ok(activation) => activation,
             Err(e) => {
@@ -148,11 +137,8 @@ impl Replica {
                 return Ok(());
             }
         };
-        let module = match pieces {
-            Some(p) if (p.first.node, p.first.boot, p.next_sequence) == (id.node, id.boot, id.sequence) => p.bytes,
-            _ => Vec::new(),
-        };
-        if blake3::hash(&module) != activation.digest {
+        let bytes = Bytes::from(Pieces::complete(pieces, id));
+        if blake3::hash(&bytes) != activation.digest {
             tracing::error!(index = log_id.index, "the module's pieces aren't all there; the activation has no effect");
             return Ok(());
         }
@@ -161,13 +147,14 @@ impl Replica {
             tracing::warn!("the module was activated for the engine {theirs}, this node's is {ours}");
         }
         // The proposer compiled these bytes with these limits. What fails here fails on this machine alone.
-        let module = Module::compile(&self.engine, &module, activation.limits)
+        let module = Module::compile(&self.engine, &bytes, activation.limits)
             .map_err(|e| LocalFault::new(format!("the active module can't be compiled on this node: {e}")))?;
         let description = module.description();
         tracing::info!(index = log_id.index, "module {} {} is active", description.name, description.version);
         self.state.cluster = activation.cluster;
         self.state.digest = digest::activation(&self.state.digest, log_id.index, &activation.digest);
         self.state.module = Some(module);
+        self.state.active = Some(Arc::new(Active { activation, module: bytes }));
         Ok(())
     }
 }

@@ -108,7 +108,7 @@ struct AppendHead {
 #[derive(Serialize, Deserialize)]
 struct ForwardHead {
     term: u64,
-    module: Option<bool>,
+    kind: Kind,
     node: u64,
     boot: u64,
     sequence: u64,
@@ -122,13 +122,8 @@ impl Message {
             Message::Call(m) => out.push(CALL, [post(m)]),
             Message::Answer(m) => out.push(ANSWER, [post(m)]),
             Message::Forward(f) => {
-                let module = match f.kind {
-                    Kind::Batch => None,
-                    Kind::ModuleChunk => Some(false),
-                    Kind::ActivateModule => Some(true),
-                };
                 let BatchId { node, boot, sequence } = f.id;
-                let head = post(&ForwardHead { term: f.term, module, node, boot, sequence });
+                let head = post(&ForwardHead { term: f.term, kind: f.kind, node, boot, sequence });
                 out.push(FORWARD, [length_of(&head), head, f.bytes.clone()]);
             }
             Message::Nack { sequence, term } => out.push(NACK, [post(&(sequence, term))]),
@@ -148,12 +143,7 @@ impl Message {
             ANSWER => Message::Answer(unpost(&body)?),
             FORWARD => {
                 let head = take_head(&mut body)?;
-                let ForwardHead { term, module, node, boot, sequence } = unpost(&head)?;
-                let kind = match module {
-                    None => Kind::Batch,
-                    Some(false) => Kind::ModuleChunk,
-                    Some(true) => Kind::ActivateModule,
-                };
+                let ForwardHead { term, kind, node, boot, sequence } = unpost(&head)?;
                 Message::Forward(Forward { term, kind, id: BatchId { node, boot, sequence }, bytes: body })
             }
             NACK => {
