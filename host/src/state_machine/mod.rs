@@ -3,7 +3,7 @@
 //! [`Applied`]). Never touches a disk or a socket. Read `replica.rs` first: it is the state machine proper.
 
 mod activation;
-mod digest;
+pub mod digest;
 pub mod map;
 mod openraft_impl;
 pub mod overlay;
