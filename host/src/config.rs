@@ -30,6 +30,7 @@ pub struct NodeConfig {
     pub batching: BatchingConfig,
     pub limits: HttpLimits,
     pub raft: RaftTiming,
+    pub snapshots: SnapshotConfig,
     /// Threads for connections and Raft. 0: as many as the machine has cores.
     pub worker_threads: usize,
 }
@@ -45,6 +46,13 @@ pub struct BatchingConfig {
     pub max_bytes: usize,
     /// The longest time that a command waits for others while the pipe is busy.
     pub max_delay: Duration,
+}
+
+/// When a snapshot is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotConfig {
+    /// Bytes of log entries since the last one; but never before the log has grown by what the last one's file takes.
+    pub log_bytes: usize,
 }
 
 /// What the client listener accepts.
@@ -89,6 +97,13 @@ impl Default for BatchingConfig {
             // this only bounds the wait when commits are slow. An idle pipe seals at once: only a busy one can cost it.
             max_delay: Duration::from_millis(4),
         }
+    }
+}
+
+impl Default for SnapshotConfig {
+    fn default() -> Self {
+        // The log keeps the entries of two, so this bounds it, and a restart reads them all: a second or two.
+        SnapshotConfig { log_bytes: 64 * MIB }
     }
 }
 
@@ -160,6 +175,7 @@ impl NodeConfig {
         must(!self.dir.as_os_str().is_empty(), || "dir: give the directory that keeps this node's data".into())?;
         self.batching.validate()?;
         self.limits.validate()?;
+        self.snapshots.validate()?;
         self.raft.validate()
     }
 }
@@ -189,6 +205,14 @@ impl BatchingConfig {
         must(self.max_delay <= Self::MAX_DELAY_LIMIT, || {
             let given = humantime::format_duration(self.max_delay);
             format!("batch-max-delay: {given} is too long; 1s is the longest, a few milliseconds are usual")
+        })
+    }
+}
+
+impl SnapshotConfig {
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        must(self.log_bytes >= 64 * KIB, || {
+            format!("snapshot-log-bytes: {} is too little; give at least 64KiB, tens of MiB are usual", self.log_bytes)
         })
     }
 }
@@ -260,6 +284,7 @@ mod tests {
             batching: BatchingConfig::default(),
             limits: HttpLimits::default(),
             raft: RaftTiming::default(),
+            snapshots: SnapshotConfig::default(),
             worker_threads: 0,
         }
     }
@@ -306,6 +331,7 @@ mod tests {
         edge.limits.body_bytes_max = 8 * MIB;
         edge.limits.queue_bytes_max = 16 * MIB + 32 * KIB;
         edge.limits.idle_timeout = Duration::from_millis(100);
+        edge.snapshots.log_bytes = 64 * KIB;
         edge.raft.heartbeat = Duration::from_millis(100);
         edge.raft.election_min = Duration::from_millis(300);
         assert_eq!(edge.validate(), Ok(()));
@@ -321,6 +347,7 @@ mod tests {
         refused(|c| c.limits.header_bytes_max = 100, "header-bytes-max: 100", "8KiB");
         refused(|c| c.limits.connections_max = 0, "connections-max: 0", "at least 1");
         refused(|c| c.limits.request_timeout = Duration::ZERO, "request-timeout: 0s", "100ms");
+        refused(|c| c.snapshots.log_bytes = 64 * KIB - 1, "snapshot-log-bytes: 65535", "64KiB");
         refused(|c| c.raft.heartbeat = Duration::from_millis(9), "heartbeat: 9ms", "10ms");
         refused(|c| c.raft.election_min = Duration::from_millis(599), "election-min: 599ms", "600ms");
         refused(|c| c.raft.election_max = Duration::from_millis(600), "election-max: 600ms", "longer");

@@ -54,6 +54,20 @@ pub struct Metrics {
     pub store_keys: Gauge<u64, AtomicU64>,
     pub store_bytes: Gauge<u64, AtomicU64>,
     pub log: LogFigures,
+    pub snapshots: SnapshotFigures,
+}
+
+/// Of the snapshots made on this node.
+#[derive(Default)]
+pub struct SnapshotFigures {
+    pub built: Counter,
+    pub failed: Counter,
+    /// Of the newest one: its file, the time it took, its last entry.
+    pub bytes: Gauge<u64, AtomicU64>,
+    pub seconds: Gauge<f64, AtomicU64>,
+    pub index: Gauge<u64, AtomicU64>,
+    /// Entries up to here are not in the log any more.
+    pub purged_index: Gauge<u64, AtomicU64>,
 }
 
 /// Copied from the log's own counters when somebody asks.
@@ -92,6 +106,7 @@ impl Default for Metrics {
             store_keys: Gauge::default(),
             store_bytes: Gauge::default(),
             log: LogFigures::default(),
+            snapshots: SnapshotFigures::default(),
             registry: Registry::default(),
         };
         let m = &metrics;
@@ -136,7 +151,19 @@ impl Default for Metrics {
         }
         registry.register("log_fsync_seconds", "Time spent in fdatasync since the start", log.fsync_seconds.clone());
         registry.register("log_flush_seconds", "Time spent in sled's flush since the start", log.flush_seconds.clone());
+        metrics.snapshots.register(&mut registry);
         Metrics { registry, ..metrics }
+    }
+}
+
+impl SnapshotFigures {
+    fn register(&self, registry: &mut Registry) {
+        registry.register("snapshots_built", "Snapshots made since the start", self.built.clone());
+        registry.register("snapshots_failed", "Snapshots that could not be written", self.failed.clone());
+        registry.register("snapshot_bytes", "Bytes of the newest snapshot's file", self.bytes.clone());
+        registry.register_with_unit("snapshot", "Time that the last one took", Unit::Seconds, self.seconds.clone());
+        registry.register("log_purged_index", "Entries up to here were purged", self.purged_index.clone());
+        registry.register("snapshot_index", "Log index of the newest snapshot's last entry", self.index.clone());
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
+use openraft::storage::RaftLogStorage;
 use raftlet_machine::Request;
 use tokio::net::TcpListener;
 
@@ -28,7 +29,8 @@ use crate::metrics::Metrics;
 use crate::outcome::{Answer, CommandReply, Refusal};
 use crate::raft::identity::{Identity, random};
 use crate::raft::types::{BatchId, Kind, LogId};
-use crate::raft::{Bootstrap, Consensus, Parts, Proposals, Refused, Stamp};
+use crate::raft::{Bootstrap, Consensus, Parts, Proposals, Refused, Stamp, reconcile};
+use crate::state_machine::snapshot::Snapshots;
 use crate::state_machine::{Activation, Applied, Queries, StateMachine, View};
 
 /// The module that a cluster runs if it was given no other.
@@ -69,7 +71,9 @@ impl Node {
 
         let metrics = Arc::new(Metrics::default());
         let tickets = Tickets::new(config.id, random());
-        let (state_machine, view) = StateMachine::start(engine.clone(), tickets.clone(), metrics.clone())?;
+        let snapshots = open_snapshots(&config, &log).await?;
+        let (state_machine, view) =
+            StateMachine::start(engine.clone(), snapshots.clone(), tickets.clone(), metrics.clone())?;
         let bootstrap = plan_bootstrap(&config, &mut identity, &engine, &view)?;
         let stamp_view = view.clone();
         let parts = Parts {
@@ -79,6 +83,10 @@ impl Node {
             timing: config.raft.clone(),
             log: log.clone(),
             state_machine,
+            view: view.clone(),
+            snapshots,
+            snapshot_log_bytes: config.snapshots.log_bytes as u64,
+            metrics: metrics.clone(),
             listener: peers,
             refused: tickets.clone(),
             stamp: Box::new(move || {
@@ -151,6 +159,19 @@ async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("can't listen on {address}; another program may use the port: choose another {flag}"))
+}
+
+/// The snapshots, which must reach the log's beginning: openraft would begin with an empty state.
+async fn open_snapshots(config: &NodeConfig, log: &SledLog) -> anyhow::Result<Arc<Snapshots>> {
+    let dir = config.dir.clone();
+    let snapshots = tokio::task::spawn_blocking(move || Snapshots::open(&dir)).await??;
+    let purged = log.clone().get_log_state().await?.last_purged_log_id;
+    if let Some(gap) = snapshots.gap(purged.map(|id| id.index)) {
+        return Err(gap.into());
+    }
+    let newest = snapshots.kept().first().and_then(|file| file.meta.last_log_id);
+    reconcile(log, newest).await.context("the log and the snapshots don't fit together")?;
+    Ok(snapshots)
 }
 
 fn client_limits(config: &NodeConfig) -> HttpLimits {
@@ -376,6 +397,7 @@ impl Api for Service {
         m.applied_index.set(state.applied_index());
         m.term.set(raft.term);
         m.is_leader.set(u64::from(raft.role == "leader"));
+        m.snapshots.purged_index.set(raft.purged_index.unwrap_or(0));
         m.queue_bytes.set(self.batcher.queue_bytes() as u64);
         m.store_keys.set(state.map.len());
         m.store_bytes.set(state.map.bytes());

@@ -54,6 +54,8 @@ struct Node {
     peer: Reserved,
     process: Option<Process>,
     paused: bool,
+    /// More variables for its next start.
+    environment: Vec<(String, String)>,
     /// A bootstrapping node does it at its first start only.
     started_before: bool,
 }
@@ -102,8 +104,15 @@ impl Cluster {
     /// Ports and folders, no process yet.
     pub fn prepare(nodes: u64, options: Options, slot: Option<Slot>) -> Cluster {
         let reserve = || Reserved::any().expect("a free port");
-        let node =
-            |id| Node { id, listen: reserve(), peer: reserve(), process: None, paused: false, started_before: false };
+        let node = |id| Node {
+            id,
+            listen: reserve(),
+            peer: reserve(),
+            process: None,
+            paused: false,
+            environment: Vec::new(),
+            started_before: false,
+        };
         let nodes: Vec<Node> = (1..=nodes).map(node).collect();
         let peers: Vec<String> = nodes.iter().map(|n| format!("{}={}", n.id, n.peer.address())).collect();
         let folder = tempfile::Builder::new().prefix("raftlet-test-").tempdir().expect("a temporary folder");
@@ -168,12 +177,18 @@ impl Cluster {
         self.restart_as(id, &args);
     }
 
+    /// Sets a variable in the environment of the node's next start, and of that one only.
+    pub fn set_variable(&mut self, id: u64, name: &str, value: &str) {
+        self.node_mut(id).environment.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Starts a node that does not run with these arguments.
     pub fn restart_as(&mut self, id: u64, args: &[OsString]) {
         let folder = self.folder.path().to_owned();
         let node = self.node_mut(id);
         assert!(node.process.is_none(), "node {id} runs already");
-        node.process = Some(Process::start(&format!("node-{id}"), &folder, args, Signal::KILL));
+        let environment = std::mem::take(&mut node.environment);
+        node.process = Some(Process::start_in(&format!("node-{id}"), &folder, args, &environment, Signal::KILL));
         node.started_before = true;
         node.paused = false;
     }
@@ -245,10 +260,19 @@ impl Cluster {
         self.node_mut(id).process.as_mut().and_then(Process::exited)
     }
 
+    pub fn is_running(&self, id: u64) -> bool {
+        self.node(id).process.is_some()
+    }
+
+    #[track_caller]
+    pub fn pid(&self, id: u64) -> u32 {
+        self.node(id).process.as_ref().expect("the node runs").pid()
+    }
+
     /// What a running node has used since its start.
     #[track_caller]
     pub fn usage(&self, id: u64) -> Usage {
-        usage(self.node(id).process.as_ref().expect("the node runs").pid())
+        usage(self.pid(id))
     }
 
     /// None if the node does not run, is paused, or does not answer in two seconds.

@@ -3,9 +3,11 @@
 //! are in `tests/tests/`; read `cluster.rs` first, then `load.rs`.
 //!
 //! Environment: `RAFTLET_BIN` (the binary), `RAFTLET_GUESTS` (the folder of built guests), `RAFTLET_SEED` (repeats a
-//! run), `RAFTLET_TEST_CLUSTERS` (how many clusters run at a time, 2 by default).
+//! run), `RAFTLET_TEST_CLUSTERS` (how many clusters run at a time, 2 by default), and how long the proofs take
+//! (`RAFTLET_KILLS`, `RAFTLET_SOAK_SECONDS`, ...; `docs/reliability.md` has all).
 
 pub mod cluster;
+pub mod features;
 pub mod http;
 pub mod launcher;
 pub mod load;
@@ -13,6 +15,7 @@ pub mod paths;
 pub mod payload;
 pub mod ports;
 pub mod process;
+pub mod sample;
 pub mod seed;
 pub mod slots;
 pub mod wait;

@@ -13,8 +13,10 @@ use crate::cluster::Cluster;
 use crate::http::{Client, Failure, Outcome, Response};
 use crate::{payload, wait};
 
-/// Between two writes of one writer: verification reads all of them from every node.
+/// Between two writes of one writer, if nothing else is asked for: verification reads all of them from every node.
 const PACE: Duration = Duration::from_millis(10);
+/// Between two writes where many rounds add up: one ledger has all of them.
+const SLOW_PACE: Duration = Duration::from_millis(25);
 const READERS_PER_NODE: usize = 8;
 /// A writer that was told nothing for so long tries another node.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
@@ -68,6 +70,21 @@ impl Fate {
 impl Load {
     /// Writers with keys of their own, spread over the nodes. A writer whose node fails goes to the next.
     pub fn start(cluster: &Cluster, writers: usize, rng: &mut Rng) -> Load {
+        Self::start_with(cluster, writers, PACE, payload::value, rng)
+    }
+
+    /// The same with smaller values at a slower pace, for runs of many rounds.
+    pub fn start_small(cluster: &Cluster, writers: usize, rng: &mut Rng) -> Load {
+        Self::start_with(cluster, writers, SLOW_PACE, payload::small_value, rng)
+    }
+
+    fn start_with(
+        cluster: &Cluster,
+        writers: usize,
+        pace: Duration,
+        value: fn(&mut Rng) -> Vec<u8>,
+        rng: &mut Rng,
+    ) -> Load {
         let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let round = rng.u32(..);
         let writers = (0..writers).map(|number| {
@@ -76,6 +93,8 @@ impl Load {
                 addresses: cluster.addresses(),
                 node: number,
                 rng: rng.fork(),
+                pace,
+                value,
                 stop: stop.clone(),
                 acknowledged: acknowledged.clone(),
             };
@@ -123,6 +142,8 @@ struct Writer {
     addresses: Vec<SocketAddr>,
     node: usize,
     rng: Rng,
+    pace: Duration,
+    value: fn(&mut Rng) -> Vec<u8>,
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
 }
@@ -134,7 +155,7 @@ impl Writer {
         while !self.stop.load(Ordering::Acquire) {
             let began = Instant::now();
             let path = format!("/kv/{}/{}", self.name, writes.len());
-            let value = payload::value(&mut self.rng);
+            let value = (self.value)(&mut self.rng);
             let fate = Fate::of(&client.put(&path, &value));
             writes.push(Written { path, value, fate });
             if fate == Fate::Acknowledged {
@@ -143,7 +164,7 @@ impl Writer {
                 self.node += 1;
                 client = self.connect();
             }
-            std::thread::sleep(PACE.saturating_sub(began.elapsed()));
+            std::thread::sleep(self.pace.saturating_sub(began.elapsed()));
         }
         writes
     }
@@ -156,6 +177,12 @@ impl Writer {
 impl Ledger {
     pub fn count(&self, fate: Fate) -> usize {
         self.writes.iter().filter(|w| w.fate == fate).count()
+    }
+
+    /// So many of the writes, chosen by chance, the same one perhaps twice; fewer if there are none.
+    pub fn sample(&self, writes: usize, rng: &mut Rng) -> Ledger {
+        let chosen = (0..writes).filter_map(|_| rng.choice(&self.writes).cloned());
+        Ledger { writes: chosen.collect() }
     }
 
     /// Adds the writes of another load.

@@ -50,6 +50,14 @@ pub fn value(rng: &mut Rng) -> Vec<u8> {
     value
 }
 
+/// Of up to 300 bytes, but one in 64 is too large for a log group. For loads that last long.
+pub fn small_value(rng: &mut Rng) -> Vec<u8> {
+    let bytes = if rng.u8(0..64) == 0 { rng.usize(60_000..80_000) } else { rng.usize(0..300) };
+    let mut value = vec![0; bytes];
+    rng.fill(&mut value);
+    value
+}
+
 /// The path of a key. All but RFC 3986's unreserved characters and slashes are percent-encoded.
 pub fn path(key: &[u8]) -> String {
     encode_if(key, |byte| !is_plain(byte) && byte != b'/')

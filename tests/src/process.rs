@@ -38,6 +38,17 @@ impl Process {
     /// Starts `raftlet ARGS`. Output is appended to `FOLDER/NAME.out` and `FOLDER/NAME.err`. `at_parents_death` is
     /// the signal it gets if the test process is killed.
     pub fn start(name: &str, folder: &Path, args: &[OsString], at_parents_death: Signal) -> Process {
+        Self::start_in(name, folder, args, &[], at_parents_death)
+    }
+
+    /// The same with more variables in its environment.
+    pub fn start_in(
+        name: &str,
+        folder: &Path,
+        args: &[OsString],
+        environment: &[(String, String)],
+        at_parents_death: Signal,
+    ) -> Process {
         let (stdout, stderr) = (folder.join(format!("{name}.out")), folder.join(format!("{name}.err")));
         let mut command = Command::new(paths::raftlet());
         command.args(args).stdin(Stdio::null()).stdout(appended(&stdout)).stderr(appended(&stderr));
@@ -49,6 +60,7 @@ impl Process {
                 command.env_remove(variable);
             }
         }
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         // SAFETY: the closure makes one system call and allocates nothing.
         unsafe {
             command.pre_exec(move || Ok(set_parent_process_death_signal(Some(at_parents_death))?));

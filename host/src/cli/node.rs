@@ -82,6 +82,7 @@ fn configure(args: StartArgs) -> anyhow::Result<NodeConfig> {
         batching: shared.batching,
         limits: shared.limits,
         raft: shared.raft,
+        snapshots: shared.snapshots,
         worker_threads: shared.worker_threads,
     };
     file.finish()?;

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use clap::Args;
 use humantime::Duration;
 
-use crate::config::{BatchingConfig, ConfigError, HttpLimits, RaftTiming};
+use crate::config::{BatchingConfig, ConfigError, HttpLimits, RaftTiming, SnapshotConfig};
 
 /// The settings that `node start`, `cluster start` and the temporary cluster of `bench` share. None: not given as
 /// flag or in the environment.
@@ -66,6 +66,11 @@ pub struct SettingsArgs {
     #[arg(long, env = "RAFTLET_ELECTION_MAX", value_name = "TIME", help_heading = "Raft")]
     pub election_max: Option<Duration>,
 
+    /// Bytes of log entries after which a snapshot is made, and the log before the one before it is deleted
+    /// [default: 64MiB]
+    #[arg(long, env = "RAFTLET_SNAPSHOT_LOG_BYTES", value_name = "SIZE", help_heading = "Storage")]
+    pub snapshot_log_bytes: Option<ByteSize>,
+
     /// Threads for connections and Raft; 0: as many as the machine has cores, shared among the nodes of a launcher
     /// [default: 0]
     #[arg(long, env = "RAFTLET_WORKER_THREADS", value_name = "N", help_heading = "Process")]
@@ -83,6 +88,7 @@ pub struct Settings {
     pub batching: BatchingConfig,
     pub limits: HttpLimits,
     pub raft: RaftTiming,
+    pub snapshots: SnapshotConfig,
     /// 0: automatic.
     pub worker_threads: usize,
 }
@@ -116,11 +122,15 @@ impl SettingsArgs {
             election_min: *file.pick(self.election_min, "election-min", d.raft.election_min.into())?,
             election_max: *file.pick(self.election_max, "election-max", d.raft.election_max.into())?,
         };
+        let snapshots = SnapshotConfig {
+            log_bytes: file.pick(self.snapshot_log_bytes, "snapshot-log-bytes", ByteSize(d.snapshots.log_bytes))?.0,
+        };
         let worker_threads = file.pick(self.worker_threads, "worker-threads", d.worker_threads)?;
-        let settings = Settings { batching, limits, raft, worker_threads };
+        let settings = Settings { batching, limits, raft, snapshots, worker_threads };
         settings.batching.validate()?;
         settings.limits.validate()?;
         settings.raft.validate()?;
+        settings.snapshots.validate()?;
         Ok(settings)
     }
 }
@@ -154,6 +164,7 @@ impl Settings {
             ("heartbeat", time(r.heartbeat)),
             ("election-min", time(r.election_min)),
             ("election-max", time(r.election_max)),
+            ("snapshot-log-bytes", self.snapshots.log_bytes.to_string()),
             ("worker-threads", self.worker_threads.to_string()),
         ]
         .into_iter()

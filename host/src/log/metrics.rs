@@ -22,7 +22,7 @@ pub struct Commit {
 /// Told of each commit, on the writer's thread: it must be quick and must not panic.
 pub type CommitObserver = Arc<dyn Fn(&Commit) + Send + Sync>;
 
-/// Counters since the log was opened, except where it says "now".
+/// Counters since the log was opened, except where it says something else.
 #[derive(Debug, Default)]
 pub struct LogMetrics {
     pub fsyncs: AtomicU64,
@@ -38,6 +38,8 @@ pub struct LogMetrics {
     pub entries_per_fsync_last: AtomicU64,
     /// Entries read again from sled because the tail no longer had them.
     pub entries_read_from_disk: AtomicU64,
+    /// Bytes of the entries that were in the log when it was opened. Fixed.
+    pub bytes_at_open: AtomicU64,
     /// Bytes of entries in memory now.
     pub tail_bytes: AtomicU64,
 }

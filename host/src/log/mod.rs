@@ -142,6 +142,7 @@ impl SledLog {
     /// Opens the log in the folder `dir` and reads all of it once to verify it. Blocks: seconds for a large log.
     pub fn open(dir: &Path, options: LogOptions) -> Result<SledLog, OpenError> {
         let opened = open::open(dir, &options)?;
+        let metrics = LogMetrics { bytes_at_open: opened.entry_bytes.into(), ..LogMetrics::default() };
         let start = opened.start;
         let view = View::new(start.bounds, start.vote, start.committed, options.tail_bytes_max);
         let (queue, receiver) = mpsc::channel();
@@ -149,7 +150,7 @@ impl SledLog {
         let shared = Arc::new(Shared {
             view: Mutex::new(view),
             disk: Mutex::new(Some((*start.db).clone())),
-            metrics: Arc::default(),
+            metrics: Arc::new(metrics),
             failed: watch::Sender::new(None),
             options,
             chunk_bytes: opened.chunk_bytes,

@@ -67,6 +67,8 @@ fn missing_entries(lost: &Range<u64>) -> String {
 pub(super) struct Opened {
     pub start: Start,
     pub chunk_bytes: usize,
+    /// Bytes of the entries in it.
+    pub entry_bytes: u64,
 }
 
 /// Opens the log in `dir`, or creates one if there is none and `options` allow it.
@@ -128,7 +130,7 @@ fn create(paths: &Paths, options: &LogOptions, lock_file: File) -> Result<Opened
         oldest: 0,
         backlog: false,
     };
-    Ok(Opened { start, chunk_bytes: marker.chunk_bytes })
+    Ok(Opened { start, chunk_bytes: marker.chunk_bytes, entry_bytes: 0 })
 }
 
 fn reopen(paths: &Paths, options: &LogOptions, marker: &Marker, lock_file: File) -> Result<Opened, OpenError> {
@@ -168,7 +170,7 @@ fn reopen(paths: &Paths, options: &LogOptions, marker: &Marker, lock_file: File)
         let lost = bounds.next()..watermark.next;
         return Err(OpenError::RolledBack { dir: dir(), found: sequence, durable: watermark.sequence, lost });
     }
-    let oldest = verify(&db, bounds).map_err(unreadable)?;
+    let (oldest, entry_bytes) = verify(&db, bounds).map_err(unreadable)?;
     let db_file = File::open(&paths.db).map_err(io)?;
     db.flush().map_err(|e| sled_error(paths, e))?;
     db_file.sync_all().map_err(io)?;
@@ -185,18 +187,22 @@ fn reopen(paths: &Paths, options: &LogOptions, marker: &Marker, lock_file: File)
         oldest,
         backlog: oldest < bounds.first,
     };
-    Ok(Opened { start, chunk_bytes: marker.chunk_bytes })
+    Ok(Opened { start, chunk_bytes: marker.chunk_bytes, entry_bytes })
 }
 
 /// Reads the whole log once. Drops what lies beyond the last entry. What lies before the first one is the writer's to
-/// purge: returns where it begins.
-fn verify(db: &sled::Db, bounds: Bounds) -> Result<u64, Unreadable> {
+/// purge: returns where it begins, and the bytes of the entries behind it.
+fn verify(db: &sled::Db, bounds: Bounds) -> Result<(u64, u64), Unreadable> {
     let end = bounds.next();
     let mut walk = Walk::new(bounds.first);
     let mut last = None;
+    let mut entry_bytes = 0;
     for item in db.range(walk::range(db, bounds.first, end)?) {
         let (key, value) = item?;
-        walk.step(&key, &value, |entry, _| last = Some(entry.log_id))?;
+        walk.step(&key, &value, |entry, bytes| {
+            last = Some(entry.log_id);
+            entry_bytes += bytes as u64;
+        })?;
     }
     walk.finish(end)?;
     // What is purged up to the end has a last log id but no entry.
@@ -214,7 +220,8 @@ fn verify(db: &sled::Db, bounds: Bounds) -> Result<u64, Unreadable> {
         db.apply_batch(beyond)?;
     }
     let oldest = db.range(keys::range(0, Some(bounds.first))).keys().next().transpose()?;
-    Ok(oldest.and_then(|key| keys::parse_chunk(&key)).map_or(bounds.first, |(index, _)| index))
+    let oldest = oldest.and_then(|key| keys::parse_chunk(&key)).map_or(bounds.first, |(index, _)| index);
+    Ok((oldest, entry_bytes))
 }
 
 fn open_sled(paths: &Paths, options: &LogOptions, marker: &Marker) -> Result<sled::Db, OpenError> {

@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod codec;
+mod compaction;
 mod forward;
 pub mod identity;
 mod membership;
@@ -22,12 +23,16 @@ use tokio::task::JoinSet;
 
 use crate::config::RaftTiming;
 use crate::log::SledLog;
-use crate::state_machine::StateMachine;
+use crate::metrics::Metrics;
+use crate::state_machine::snapshot::Snapshots;
+use crate::state_machine::{StateMachine, View};
 use clock::Clocks;
+use compaction::Compaction;
 use identity::Identity;
 use network::{Links, Peers, Served};
 use types::{Member, NodeId, TypeConfig};
 
+pub use compaction::reconcile;
 pub use membership::Bootstrap;
 pub use proposals::{Proposals, Refused, Stamp, Stopped};
 
@@ -65,6 +70,11 @@ pub struct Parts {
     pub timing: RaftTiming,
     pub log: SledLog,
     pub state_machine: StateMachine,
+    pub view: View,
+    pub snapshots: Arc<Snapshots>,
+    /// Of the log, from one snapshot to the next.
+    pub snapshot_log_bytes: u64,
+    pub metrics: Arc<Metrics>,
     pub listener: TcpListener,
     pub refused: Arc<dyn Refused>,
     pub stamp: Box<dyn Fn() -> Stamp + Send + Sync>,
@@ -81,6 +91,8 @@ pub struct RaftStatus {
     pub last_log_index: Option<u64>,
     pub committed_index: u64,
     pub snapshot_index: Option<u64>,
+    /// Entries up to here are not in the log any more.
+    pub purged_index: Option<u64>,
     pub cluster: Option<u64>,
     /// Id, what the membership says, whether it votes.
     pub members: Vec<(NodeId, Member, bool)>,
@@ -90,14 +102,17 @@ pub struct RaftStatus {
 
 impl Consensus {
     pub async fn start(parts: Parts) -> anyhow::Result<Consensus> {
-        let Parts { dir, identity, addresses, timing, log, state_machine, listener, refused, stamp, bootstrap } = parts;
+        let Parts { dir, identity, addresses, timing, log, state_machine, listener, refused, stamp, bootstrap, .. } =
+            parts;
         let config = openraft::Config {
             cluster_name: "raftlet".into(),
             heartbeat_interval: timing.heartbeat.as_millis() as u64,
             election_timeout_min: timing.election_min.as_millis() as u64,
             election_timeout_max: timing.election_max.as_millis() as u64,
             max_payload_entries: APPEND_ENTRIES_MAX,
+            // `compaction.rs` decides when, and what is purged then: openraft would purge up to the newest snapshot.
             snapshot_policy: SnapshotPolicy::Never,
+            max_in_snapshot_log_to_keep: u64::MAX,
             // A restored leader could serve what another leader has overwritten.
             enable_leader_restore: Some(false),
             // A node that was cut off must not force an election when it comes back.
@@ -107,7 +122,7 @@ impl Consensus {
         let peers = Arc::new(Peers::new(dir, identity, addresses));
         let clocks = Arc::new(Clocks::default());
         let links = Links { peers: peers.clone(), clocks: clocks.clone() };
-        let raft = Raft::new(identity.node, Arc::new(config.validate()?), links, log, state_machine).await?;
+        let raft = Raft::new(identity.node, Arc::new(config.validate()?), links, log.clone(), state_machine).await?;
         let members = raft.server_metrics();
         let lookup = move |id| {
             use openraft::async_runtime::watch::WatchReceiver;
@@ -122,6 +137,9 @@ impl Consensus {
         let proposals = Proposals::new(raft.clone(), leader.clone(), peers.clone(), clocks, stamp, refused, founding);
         let served = Served { peers: peers.clone(), raft: raft.clone(), proposals: proposals.clone() };
         tasks.spawn(network::serve(listener, Arc::new(served)));
+        let compaction =
+            Compaction::new(raft.clone(), log, parts.snapshots, parts.view, parts.metrics, parts.snapshot_log_bytes);
+        tasks.spawn(compaction.await?.run());
         if let Some(bootstrap) = bootstrap {
             tasks.spawn(bootstrap.run(raft.clone(), peers.clone(), proposals.clone(), leader.clone(), founded));
         }
@@ -147,6 +165,7 @@ impl Consensus {
             last_log_index: m.last_log_index,
             committed_index: m.local_committed.map_or(0, |c| c.index),
             snapshot_index: m.snapshot.map(|s| s.index),
+            purged_index: m.purged.map(|p| p.index),
             cluster: self.peers.identity().cluster,
             members: membership.nodes().map(|(id, member)| (*id, member.clone(), voters.contains(id))).collect(),
             failed: m.running_state.as_ref().err().map(|e| e.to_string()),

@@ -1,6 +1,7 @@
 //! Steps 6 and 8 of 8, driven by openraft: committed entries in, one after the other; their batches go to `guest/`
 //! (step 7), what they wrote goes into the map, replies go to whoever sealed the batch (`batcher/`, through
-//! [`Applied`]). Never touches a disk or a socket. Read `replica.rs` first: it is the state machine proper.
+//! [`Applied`]). Never touches a socket, and only `snapshot/` touches the disk. Read `replica.rs` first: it is the state
+//! machine proper.
 
 mod activation;
 pub mod digest;
@@ -10,6 +11,7 @@ pub mod overlay;
 mod queries;
 mod replica;
 pub mod sessions;
+pub mod snapshot;
 
 use std::sync::Arc;
 

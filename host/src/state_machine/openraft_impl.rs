@@ -11,9 +11,11 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::{oneshot, watch};
 
-use super::replica::{Done, Replica};
+use super::replica::{Done, Replica, restore};
+use super::snapshot::Snapshots;
 use super::{Applied, Published, View};
-use crate::guest::{Engine, STACK_BYTES};
+use crate::failpoint;
+use crate::guest::{Engine, Module, STACK_BYTES};
 use crate::metrics::Metrics;
 use crate::raft::types::{Entry, LogId, SnapshotFile, StoredMembership, TypeConfig};
 
@@ -22,36 +24,70 @@ const GROUP_MAX: usize = 64;
 /// Beside what a guest may use.
 const HOST_STACK_BYTES: usize = 4 << 20;
 
-struct Group {
-    entries: Vec<Entry>,
-    applied: oneshot::Sender<io::Result<()>>,
+/// What the apply thread does, in this order.
+enum Work {
+    Apply {
+        entries: Vec<Entry>,
+        applied: oneshot::Sender<io::Result<()>>,
+    },
+    /// The state is a snapshot's from now on.
+    Replace {
+        state: Box<Published>,
+        replaced: oneshot::Sender<()>,
+    },
 }
 
 pub struct StateMachine {
+    engine: Engine,
     view: View,
+    snapshots: Arc<Snapshots>,
     /// None when it is being dropped.
-    groups: Option<mpsc::Sender<Group>>,
+    work: Option<mpsc::Sender<Work>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl StateMachine {
-    /// Starts the apply thread, with an empty state.
-    pub fn start(engine: Engine, sink: Arc<dyn Applied>, metrics: Arc<Metrics>) -> io::Result<(StateMachine, View)> {
-        let replica = Replica::new(engine, metrics.clone());
+    /// Starts the apply thread, with an empty state: openraft installs the newest snapshot first.
+    pub fn start(
+        engine: Engine,
+        snapshots: Arc<Snapshots>,
+        sink: Arc<dyn Applied>,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<(StateMachine, View)> {
+        let replica = Replica::new(engine.clone(), metrics.clone());
         let (publish, view) = watch::channel(Arc::new(replica.state()));
-        let (groups, incoming) = mpsc::channel();
+        let (work, incoming) = mpsc::channel();
+        let mut apply = ApplyThread { replica, publish, sink, metrics, term: 0 };
         let thread = std::thread::Builder::new()
             .name("apply".into())
             .stack_size(STACK_BYTES + HOST_STACK_BYTES)
-            .spawn(move || run(replica, &incoming, &publish, &*sink, &metrics))?;
-        let state_machine = StateMachine { view: view.clone(), groups: Some(groups), thread: Some(thread) };
+            .spawn(move || apply.run(&incoming))?;
+        let state_machine =
+            StateMachine { engine, view: view.clone(), snapshots, work: Some(work), thread: Some(thread) };
         Ok((state_machine, view))
     }
+
+    fn hand_over(&self, work: Work) -> io::Result<()> {
+        self.work.as_ref().ok_or_else(stopped)?.send(work).map_err(|_| stopped())
+    }
+
+    /// The newest snapshot that openraft may know of: one that was fetched and not installed yet is beyond its log. At
+    /// the start, when nothing is applied, it is about to be installed.
+    fn newest(&self) -> Option<SnapshotOf<TypeConfig, SnapshotFile>> {
+        let applied = self.view.borrow().applied;
+        let known = |file: &SnapshotFile| applied.is_none() || file.meta.last_log_id <= applied;
+        let snapshot = self.snapshots.kept().into_iter().find(known)?;
+        Some(SnapshotOf::<TypeConfig, SnapshotFile> { meta: snapshot.meta.clone(), snapshot })
+    }
+}
+
+fn stopped() -> io::Error {
+    io::Error::other("the apply thread has stopped")
 }
 
 impl Drop for StateMachine {
     fn drop(&mut self) {
-        drop(self.groups.take());
+        drop(self.work.take());
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -60,20 +96,41 @@ impl Drop for StateMachine {
     }
 }
 
-fn run(
-    mut replica: Replica,
-    incoming: &mpsc::Receiver<Group>,
-    publish: &watch::Sender<Arc<Published>>,
-    sink: &dyn Applied,
-    metrics: &Metrics,
-) {
-    let mut term = 0;
-    while let Ok(Group { entries, applied }) = incoming.recv() {
+struct ApplyThread {
+    replica: Replica,
+    publish: watch::Sender<Arc<Published>>,
+    sink: Arc<dyn Applied>,
+    metrics: Arc<Metrics>,
+    /// Of the newest entry in the state.
+    term: u64,
+}
+
+impl ApplyThread {
+    fn run(&mut self, incoming: &mpsc::Receiver<Work>) {
+        while let Ok(work) = incoming.recv() {
+            match work {
+                Work::Apply { entries, applied } => {
+                    let result = self.apply(entries);
+                    let failed = result.is_err();
+                    let _ = applied.send(result);
+                    if failed {
+                        return;
+                    }
+                }
+                Work::Replace { state, replaced } => {
+                    self.replace(*state);
+                    let _ = replaced.send(());
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, entries: Vec<Entry>) -> io::Result<()> {
         let started = std::time::Instant::now();
         let mut done = Vec::with_capacity(entries.len());
         let mut result = Ok(());
         for entry in entries {
-            match replica.apply(entry) {
+            match self.replica.apply(entry) {
                 Ok(d) => done.extend(d),
                 Err(fault) => {
                     tracing::error!("{fault}");
@@ -82,29 +139,51 @@ fn run(
                 }
             }
         }
-        let state = Arc::new(replica.state());
-        let latest_term = state.applied.map_or(0, |l| l.leader_id.term);
         // Readable first, answered then: a client that was answered finds its write, even with a stale read here.
-        publish.send_replace(state);
+        self.publish.send_replace(Arc::new(self.replica.state()));
         for Done { id, log_id, replies } in done {
-            sink.applied(id, log_id, replies);
+            self.sink.applied(id, log_id, replies);
         }
-        if latest_term > term {
-            term = latest_term;
-            sink.term_began(term);
-        }
-        metrics.apply_seconds.observe(started.elapsed().as_secs_f64());
-        let failed = result.is_err();
-        let _ = applied.send(result);
-        if failed {
+        self.tell_term();
+        self.metrics.apply_seconds.observe(started.elapsed().as_secs_f64());
+        result
+    }
+
+    /// Swaps the state. The order matters to the term rule (`raft/proposals.rs`), which says that a batch that wasn't
+    /// applied here before an entry of a later term was, never will be. The snapshot's entries weren't applied here, so
+    /// any ticket that is open now may be of a batch in the snapshot: all of them are closed first. A ticket that is
+    /// issued after that is of a batch that was sealed when the snapshot was whole already, so the batch isn't in it, and
+    /// for such tickets the rule holds again: nothing of a term before the snapshot's can be committed behind the
+    /// snapshot's last entry. Hence the term is told after the swap, and never before the tickets are closed.
+    fn replace(&mut self, state: Published) {
+        if self.replica.state().applied >= state.applied {
             return;
+        }
+        self.sink.replaced();
+        failpoint!("snapshot.before-swap");
+        let new = Arc::new(state.clone());
+        let old = self.replica.replace(state);
+        let seen = self.publish.send_replace(new);
+        // A large map takes a while to be freed.
+        let freed = std::thread::Builder::new().name("free".into()).spawn(move || drop((old, seen)));
+        if let Err(e) = freed {
+            tracing::debug!("the old state was freed on the apply thread: {e}");
+        }
+        self.tell_term();
+    }
+
+    fn tell_term(&mut self) {
+        let term = self.replica.term();
+        if term > self.term {
+            self.term = term;
+            self.sink.term_began(term);
         }
     }
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotData = SnapshotFile;
-    type SnapshotBuilder = NoSnapshots;
+    type SnapshotBuilder = Newest;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
         let state = self.view.borrow();
@@ -115,7 +194,6 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     where
         S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
     {
-        let stopped = || io::Error::other("the apply thread has stopped");
         while let Some(first) = entries.next().await {
             let (entry, responder) = first?;
             let mut group = vec![entry];
@@ -128,8 +206,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 responders.push(responder);
             }
             let (applied, done) = oneshot::channel();
-            let groups = self.groups.as_ref().ok_or_else(stopped)?;
-            groups.send(Group { entries: group, applied }).map_err(|_| stopped())?;
+            self.hand_over(Work::Apply { entries: group, applied })?;
             done.await.map_err(|_| stopped())??;
             for responder in responders.into_iter().flatten() {
                 responder.send(());
@@ -138,31 +215,68 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok(())
     }
 
-    async fn get_snapshot_builder(&mut self) -> NoSnapshots {
-        NoSnapshots
+    /// Snapshots are made elsewhere (`raft/compaction.rs`), because an error here would stop the node, and a full disk is
+    /// no reason to. openraft is given the newest one, and asks only after there is one.
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Newest> {
+        let newest = self.newest();
+        (newest.is_some() || force).then_some(Newest(newest))
     }
 
+    async fn get_snapshot_builder(&mut self) -> Newest {
+        Newest(self.newest())
+    }
+
+    /// The file is loaded on a thread of its own, while older entries are still applied; then the state is swapped
+    /// between two of them.
     async fn install_snapshot(
         &mut self,
         _meta: &SnapshotMetaOf<TypeConfig>,
         snapshot: SnapshotFile,
     ) -> Result<(), io::Error> {
-        let _ = snapshot;
-        Err(io::Error::new(io::ErrorKind::Unsupported, "snapshots are not installed yet"))
+        let (engine, snapshots) = (self.engine.clone(), self.snapshots.clone());
+        let active = self.view.borrow().module.clone();
+        let (tx, rx) = oneshot::channel();
+        let load = move || {
+            let _ = tx.send(load(&engine, &snapshots, &snapshot, active.as_ref()));
+        };
+        // As much stack as the apply thread: a module describes itself when it is compiled.
+        let stack_bytes = STACK_BYTES + HOST_STACK_BYTES;
+        std::thread::Builder::new().name("install".into()).stack_size(stack_bytes).spawn(load)?;
+        let state = rx.await.map_err(|_| io::Error::other("the thread that read the snapshot panicked"))??;
+        let (replaced, done) = oneshot::channel();
+        self.hand_over(Work::Replace { state: Box::new(state), replaced })?;
+        done.await.map_err(|_| stopped())
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>, io::Error> {
-        Ok(None)
+        Ok(self.newest())
     }
 }
 
-/// Snapshots are never asked for: the policy is `Never`, and the log is kept whole.
-pub struct NoSnapshots;
+fn load(engine: &Engine, snapshots: &Snapshots, file: &SnapshotFile, active: Option<&Module>) -> io::Result<Published> {
+    failpoint!("snapshot.install", io);
+    let started = std::time::Instant::now();
+    let loaded = snapshots.load(file).map_err(io::Error::other)?;
+    let state = restore(engine, loaded, active).map_err(|fault| io::Error::other(fault.to_string()))?;
+    tracing::info!(
+        index = state.applied_index(),
+        keys = state.map.len(),
+        ms = started.elapsed().as_millis() as u64,
+        "the state was read from {}",
+        file.path.display()
+    );
+    Ok(state)
+}
 
-impl RaftSnapshotBuilder<TypeConfig> for NoSnapshots {
+/// Gives openraft the newest snapshot there is.
+pub struct Newest(Option<SnapshotOf<TypeConfig, SnapshotFile>>);
+
+impl RaftSnapshotBuilder<TypeConfig> for Newest {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<TypeConfig, SnapshotFile>, io::Error> {
-        Err(io::Error::new(io::ErrorKind::Unsupported, "this version keeps the whole log and builds no snapshots"))
+        // openraft asks for one at the start when the log was purged and there is none: of an empty state, then. The
+        // node's start refuses that before; this is the second line.
+        self.0.take().ok_or_else(|| io::Error::other("the log was purged, but there is no usable snapshot"))
     }
 }

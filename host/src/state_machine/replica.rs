@@ -10,6 +10,8 @@ use raftlet_machine::Batch;
 
 use super::digest;
 use super::overlay::Overlay;
+use super::sessions::Sessions;
+use super::snapshot::Loaded;
 use super::{Activation, Active, Pieces, Published};
 use crate::guest::{Context, Engine, LocalFault, Module};
 use crate::metrics::Metrics;
@@ -50,6 +52,17 @@ impl Replica {
     /// The state now. O(1).
     pub fn state(&self) -> Published {
         self.state.clone()
+    }
+
+    /// Of the newest entry in the state.
+    pub fn term(&self) -> u64 {
+        self.state.applied.map_or(0, |l| l.leader_id.term)
+    }
+
+    /// The state now is this one, which must be newer. Returns the one it was.
+    pub fn replace(&mut self, state: Published) -> Published {
+        assert!(self.state.applied < state.applied, "a snapshot never takes a state back");
+        std::mem::replace(&mut self.state, state)
     }
 
     /// Applies the next entry. An error is this machine's, never the entry's: the node must stop.
@@ -142,10 +155,7 @@ impl Replica {
             tracing::error!(index = log_id.index, "the module's pieces aren't all there; the activation has no effect");
             return Ok(());
         }
-        if activation.engine != self.engine.identity() {
-            let (theirs, ours) = (&activation.engine, self.engine.identity());
-            tracing::warn!("the module was activated for the engine {theirs}, this node's is {ours}");
-        }
+        warn_of_other_engine(&activation, &self.engine);
         // The proposer compiled these bytes with these limits. What fails here fails on this machine alone.
         let module = Module::compile(&self.engine, &bytes, activation.limits)
             .map_err(|e| LocalFault::new(format!("the active module can't be compiled on this node: {e}")))?;
@@ -156,6 +166,52 @@ impl Replica {
         self.state.module = Some(module);
         self.state.active = Some(Arc::new(Active { activation, module: bytes }));
         Ok(())
+    }
+}
+
+/// The state that a snapshot holds. Compiles its module, unless it is the `active` one; may take seconds. An error is
+/// this machine's: another node made the snapshot of a state with this module in it.
+pub fn restore(engine: &Engine, loaded: Loaded, active: Option<&Module>) -> Result<Published, LocalFault> {
+    let Loaded { header, map, records, module: bytes, pieces } = loaded;
+    let sessions = Sessions::restore(records)
+        .map_err(|e| LocalFault::new(format!("the snapshot's idempotency keys can't be read: {e}")))?;
+    let active = match header.activation {
+        None => None,
+        Some(activation) => {
+            let same = active.filter(|m| *m.digest() == activation.digest && *m.limits() == activation.limits).cloned();
+            let module = match same {
+                Some(module) => module,
+                None => Module::compile(engine, &bytes, activation.limits).map_err(|e| {
+                    LocalFault::new(format!("the snapshot's module can't be compiled on this node: {e}"))
+                })?,
+            };
+            warn_of_other_engine(&activation, engine);
+            Some((module, Arc::new(Active { activation, module: Bytes::from(bytes) })))
+        }
+    };
+    let (module, active) = active.unzip();
+    let pieces = header
+        .pieces
+        .map(|head| Arc::new(Pieces { first: head.first, next_sequence: head.next_sequence, bytes: pieces }));
+    Ok(Published {
+        applied: Some(header.last),
+        membership: header.membership,
+        time_ms: header.time_ms,
+        first_command: header.first_command,
+        digest: header.chain,
+        cluster: header.cluster,
+        map,
+        module,
+        active,
+        pieces,
+        sessions,
+    })
+}
+
+fn warn_of_other_engine(activation: &Activation, engine: &Engine) {
+    if activation.engine != engine.identity() {
+        let (theirs, ours) = (&activation.engine, engine.identity());
+        tracing::warn!("the module was activated for the engine {theirs}, this node's is {ours}");
     }
 }
 

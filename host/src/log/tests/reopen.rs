@@ -126,6 +126,33 @@ async fn a_log_emptied_by_a_snapshot_goes_on_after_it() {
     log.close().await.unwrap();
 }
 
+/// What an installed snapshot does to a log that is shorter than it, or has other entries.
+#[tokio::test]
+async fn a_purge_beyond_the_end_takes_whatever_was_there() {
+    // Of the entries that are there, the last may even be of a later term than the snapshot.
+    for (term, truncated) in [(1, None), (1, Some(20)), (3, None), (3, Some(5))] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = open(dir.path());
+        append(&log, entries(1, 0..10, 300)).await;
+        append(&log, entries(term, 10..50, 3_000)).await;
+        if let Some(index) = truncated {
+            log.truncate_after(Some(log_id(if index < 10 { 1 } else { term }, index))).await.unwrap();
+        }
+        log.purge(log_id(2, 100)).await.unwrap();
+        let expected = LogState { last_purged_log_id: Some(log_id(2, 100)), last_log_id: Some(log_id(2, 100)) };
+        assert_eq!(state(&log).await, expected);
+        // The start of a node after a crash right behind the purge, and of one that went on.
+        log.close().await.unwrap();
+        let log = open(dir.path());
+        assert_eq!((state(&log).await, read_indices(&log).await), (expected, vec![]));
+        append(&log, entries(4, 101..110, 300)).await;
+        log.close().await.unwrap();
+        let log = open(dir.path());
+        assert_eq!(read(&log, 0..u64::MAX).await, entries(4, 101..110, 300));
+        log.close().await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn what_lies_beyond_the_last_entry_is_dropped() {
     let dir = tempfile::tempdir().unwrap();

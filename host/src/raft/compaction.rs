@@ -1,0 +1,252 @@
+//! When a snapshot is made, and what may be purged from the log then. Owns the policy and the agreement of snapshots and
+//! log at the start; never reads or writes a snapshot's file itself: that is `state_machine/snapshot/`.
+//!
+//! openraft makes no snapshots here: an error of its builder stops the node, and a full disk is no reason to. The file is
+//! made beside it, and openraft is told when it is durable.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use openraft::RaftLogReader;
+use openraft::storage::RaftLogStorage;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use super::Raft;
+use super::types::LogId;
+use crate::failpoint;
+use crate::log::{LogMetrics, SledLog};
+use crate::metrics::Metrics;
+use crate::state_machine::View;
+use crate::state_machine::snapshot::{SnapshotError, Snapshots};
+
+/// How often the log's growth is looked at. At full load it grows by some tens of megabytes meanwhile.
+const LOOK: Duration = Duration::from_millis(250);
+/// After a snapshot that could not be written: room may be made meanwhile.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// What the policy works with.
+pub struct Compaction {
+    raft: Raft,
+    snapshots: Arc<Snapshots>,
+    view: View,
+    log: Arc<LogMetrics>,
+    metrics: Arc<Metrics>,
+    log_bytes: u64,
+    /// Of the newest snapshot, as far as this task has seen.
+    newest: Option<LogId>,
+    /// Bytes behind the newest snapshot that were in the log when it was opened.
+    carried: u64,
+    /// What the log's counter said at the newest snapshot.
+    counted: u64,
+}
+
+impl Compaction {
+    /// `log_bytes`: a snapshot is made when the log has grown by as much since the last one, and by as much as that one's
+    /// file has.
+    pub async fn new(
+        raft: Raft,
+        log: SledLog,
+        snapshots: Arc<Snapshots>,
+        view: View,
+        metrics: Arc<Metrics>,
+        log_bytes: u64,
+    ) -> io::Result<Compaction> {
+        let state = log.clone().get_log_state().await?;
+        let kept = snapshots.kept();
+        let newest = kept.first().and_then(|file| file.meta.last_log_id);
+        let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
+        let (purged, last) = (index(state.last_purged_log_id), index(state.last_log_id));
+        let entries = last.saturating_sub(purged);
+        let behind = last.saturating_sub(index(newest).max(purged));
+        let log = log.metrics();
+        // By their number: what each takes isn't known without reading them all again.
+        let carried = match entries {
+            0 => 0,
+            _ => (log.bytes_at_open.load(Relaxed) as f64 * behind as f64 / entries as f64) as u64,
+        };
+        if let Some(file) = kept.first() {
+            metrics.snapshots.bytes.set(file.bytes);
+            metrics.snapshots.index.set(index(newest));
+        }
+        Ok(Compaction { raft, snapshots, view, log, metrics, log_bytes, newest, carried, counted: 0 })
+    }
+
+    /// Until openraft stops.
+    pub async fn run(mut self) {
+        // A crash may have come between the last snapshot and its purge.
+        self.purge().await;
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            if !self.is_due() {
+                continue;
+            }
+            if let Err(e) = self.build().await {
+                tracing::error!(
+                    "no snapshot could be made, the log keeps growing: {e}; it is tried again in {RETRY:?}"
+                );
+                self.metrics.snapshots.failed.inc();
+                sleep(RETRY).await;
+            }
+        }
+    }
+
+    fn is_due(&mut self) -> bool {
+        let kept = self.snapshots.kept();
+        let newest = kept.first().and_then(|file| file.meta.last_log_id);
+        let counted = self.log.bytes.load(Relaxed);
+        if newest != self.newest {
+            // Fetched from a peer, which is as good as made.
+            (self.newest, self.carried, self.counted) = (newest, 0, counted);
+        }
+        let grown = self.carried + counted.saturating_sub(self.counted);
+        let least = self.log_bytes.max(kept.first().map_or(0, |file| file.bytes));
+        grown >= least && self.view.borrow().applied > newest
+    }
+
+    async fn build(&mut self) -> Result<(), SnapshotError> {
+        let (started, counted) = (Instant::now(), self.log.bytes.load(Relaxed));
+        let state = self.view.borrow().clone();
+        let file = self.snapshots.build_apart(state).await?;
+        let last = file.meta.last_log_id;
+        (self.newest, self.carried, self.counted) = (last, 0, counted);
+        let (seconds, index) = (started.elapsed().as_secs_f64(), last.map_or(0, |l| l.index));
+        let figures = &self.metrics.snapshots;
+        figures.built.inc();
+        figures.bytes.set(file.bytes);
+        figures.seconds.set(seconds);
+        figures.index.set(index);
+        tracing::info!(index, bytes = file.bytes, seconds, "made the snapshot {}", file.path.display());
+        // An error says that openraft has stopped, and the node with it.
+        let _ = self.raft.trigger().snapshot().await;
+        failpoint!("snapshot.before-purge");
+        self.purge().await;
+        Ok(())
+    }
+
+    /// Up to the older of the two that are kept: if the newest is damaged, that one and the log make the state. Followers
+    /// that need purged entries get a snapshot; openraft doesn't purge what it is sending just now.
+    async fn purge(&self) {
+        let kept = self.snapshots.kept();
+        if let Some(older) = kept.get(1).and_then(|file| file.meta.last_log_id) {
+            let _ = self.raft.trigger().purge_log(older.index).await;
+        }
+    }
+}
+
+/// Makes the log agree with the newest snapshot, before Raft starts. They may differ where a crash came between a
+/// snapshot's adoption and its installation: entries that it proves to be uncommitted may still be in the log, and
+/// openraft refuses to start with them. Installing would have dropped them.
+///
+/// # Errors
+/// The snapshot and the committed part of the log are of two histories; or the log can't be written.
+pub async fn reconcile(log: &SledLog, newest: Option<LogId>) -> io::Result<()> {
+    let Some(newest) = newest else { return Ok(()) };
+    let mut log = log.clone();
+    let state = log.get_log_state().await?;
+    let (purged, Some(last)) = (state.last_purged_log_id, state.last_log_id) else { return Ok(()) };
+    if purged.is_some_and(|purged| newest.index <= purged.index) {
+        return Ok(());
+    }
+    let differs = if last.index >= newest.index {
+        let same = log.try_get_log_entries(newest.index..newest.index + 1).await?;
+        same.first().is_some_and(|entry| entry.log_id != newest)
+    } else {
+        // Shorter, but of a later term: a leader that didn't have the snapshot's last entry, so nothing of it was
+        // committed.
+        last > newest
+    };
+    if !differs {
+        return Ok(());
+    }
+    let keep = log.read_committed().await?.max(purged);
+    if keep.is_some_and(|keep| keep.index >= newest.index) {
+        return Err(io::Error::other(format!(
+            "the newest snapshot ends with entry {newest}, but the log has another entry there and says that it is \
+             committed: they are of two clusters, or one of them is damaged"
+        )));
+    }
+    tracing::warn!("the log's entries behind {keep:?} can't be committed: the snapshot at {newest} replaces them");
+    log.truncate_after(keep).await
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::storage::LogState;
+
+    use super::super::codec::log_id;
+    use super::*;
+    use crate::log::tests::support::{append, entries, open, read_indices};
+
+    struct Case {
+        /// Terms and index ranges of what is in the log.
+        log: &'static [(u64, std::ops::Range<u64>)],
+        committed: Option<LogId>,
+        purged: Option<LogId>,
+        snapshot: LogId,
+    }
+
+    /// The indices that are left, or the error. Then what openraft does at the start must be possible.
+    async fn left(case: Case) -> Result<Vec<u64>, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = open(dir.path());
+        for (term, range) in case.log {
+            append(&log, entries(*term, range.clone(), 10)).await;
+        }
+        log.save_committed(case.committed).await.unwrap();
+        if let Some(purged) = case.purged {
+            log.purge(purged).await.unwrap();
+        }
+        reconcile(&log, Some(case.snapshot)).await.map_err(|e| e.to_string())?;
+        let left = read_indices(&log).await;
+        let last = log.get_log_state().await.unwrap().last_log_id;
+        if last < Some(case.snapshot) {
+            let behind = last.is_none_or(|last| last.index < case.snapshot.index);
+            assert!(behind, "openraft refuses to start: {last:?} is no prefix of {}", case.snapshot);
+            log.purge(case.snapshot).await.unwrap();
+            let state: LogState<_> = log.get_log_state().await.unwrap();
+            assert_eq!((state.last_purged_log_id, state.last_log_id), (Some(case.snapshot), Some(case.snapshot)));
+        }
+        Ok(left)
+    }
+
+    #[tokio::test]
+    async fn a_log_that_has_the_snapshots_last_entry_stays() {
+        let case = Case { log: &[(1, 1..6), (2, 6..20)], committed: None, purged: None, snapshot: log_id(2, 10) };
+        assert_eq!(left(case).await.unwrap(), (1..20).collect::<Vec<_>>());
+        let case = Case { log: &[(1, 1..9)], committed: None, purged: Some(log_id(1, 4)), snapshot: log_id(1, 4) };
+        assert_eq!(left(case).await.unwrap(), (5..9).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn a_shorter_log_stays() {
+        let case = Case { log: &[(1, 1..6)], committed: None, purged: None, snapshot: log_id(2, 10) };
+        assert_eq!(left(case).await.unwrap(), (1..6).collect::<Vec<_>>());
+        let case = Case { log: &[], committed: None, purged: None, snapshot: log_id(2, 10) };
+        assert_eq!(left(case).await.unwrap(), [0; 0]);
+    }
+
+    #[tokio::test]
+    async fn entries_that_the_snapshot_proves_uncommitted_go() {
+        // As long as the snapshot or longer, of an older term.
+        let committed = Some(log_id(1, 3));
+        let case = Case { log: &[(1, 1..20)], committed, purged: None, snapshot: log_id(2, 10) };
+        assert_eq!(left(case).await.unwrap(), [1, 2, 3]);
+        let case = Case { log: &[(1, 1..11)], committed, purged: Some(log_id(1, 5)), snapshot: log_id(2, 10) };
+        assert_eq!(left(case).await.unwrap(), [0; 0]);
+        // Shorter, but of a later term.
+        let case = Case { log: &[(1, 1..4), (3, 4..8)], committed, purged: None, snapshot: log_id(2, 10) };
+        assert_eq!(left(case).await.unwrap(), [1, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn two_histories_are_refused() {
+        let committed = Some(log_id(1, 15));
+        let case = Case { log: &[(1, 1..20)], committed, purged: None, snapshot: log_id(2, 10) };
+        let error = left(case).await.unwrap_err();
+        assert!(error.contains("two clusters"), "{error}");
+    }
+}

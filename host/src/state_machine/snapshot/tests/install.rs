@@ -1,0 +1,137 @@
+//! A snapshot becomes the state: in which order who is told, and what is left alone.
+
+use std::sync::Mutex;
+
+use openraft::storage::RaftStateMachine;
+
+use super::*;
+use crate::guest::Engine;
+use crate::outcome::CommandReply;
+use crate::raft::types::{BatchId as Id, LogId, SnapshotFile};
+use crate::state_machine::snapshot::Snapshots;
+use crate::state_machine::{Applied, StateMachine, View, digest};
+
+/// Remembers what it was told, and what could be read then.
+#[derive(Default)]
+struct Told {
+    events: Mutex<Vec<(String, u64)>>,
+    view: std::sync::OnceLock<View>,
+}
+
+impl Told {
+    fn note(&self, what: String) {
+        let readable = self.view.get().map_or(0, |view| view.borrow().applied_index());
+        self.events.lock().unwrap().push((what, readable));
+    }
+}
+
+impl Applied for Told {
+    fn applied(&self, id: Id, _: LogId, _: Vec<CommandReply>) {
+        self.note(format!("applied {}", id.sequence));
+    }
+
+    fn term_began(&self, term: u64) {
+        self.note(format!("term {term}"));
+    }
+
+    fn replaced(&self) {
+        self.note("replaced".into());
+    }
+}
+
+struct Room {
+    machine: StateMachine,
+    view: View,
+    told: Arc<Told>,
+    snapshots: Arc<Snapshots>,
+    _dir: tempfile::TempDir,
+}
+
+fn room() -> Room {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::open(dir.path()).unwrap();
+    let told = Arc::new(Told::default());
+    let engine = Engine::new().unwrap();
+    let (machine, view) = StateMachine::start(engine, snapshots.clone(), told.clone(), Default::default()).unwrap();
+    let _ = told.view.set(view.clone());
+    Room { machine, view, told, snapshots, _dir: dir }
+}
+
+impl Room {
+    async fn install(&mut self, file: SnapshotFile) -> std::io::Result<()> {
+        self.machine.install_snapshot(&file.meta.clone(), file).await
+    }
+
+    fn events(&self) -> Vec<(String, u64)> {
+        std::mem::take(&mut *self.told.events.lock().unwrap())
+    }
+}
+
+/// No module, which would have to be a real one.
+fn state(term: u64, index: u64) -> Published {
+    Published { active: None, ..full(term, index, map([(vec![1], vec![2; 100_000])]), b"pieces") }
+}
+
+#[tokio::test]
+async fn tickets_are_closed_before_the_state_is_swapped_and_the_term_is_told_after() {
+    let mut room = room();
+    let wanted = state(3, 40);
+    let file = room.snapshots.build(&wanted).unwrap();
+    assert_eq!(room.machine.applied_state().await.unwrap().0, None);
+    room.install(file).await.unwrap();
+    assert_eq!(room.events(), [("replaced".into(), 0), ("term 3".into(), 40)]);
+    let installed = room.view.borrow().clone();
+    assert_eq!(digest::content(&installed), digest::content(&wanted));
+    assert_eq!((installed.time_ms, installed.first_command), (wanted.time_ms, wanted.first_command));
+    assert_eq!(
+        (installed.digest, installed.cluster, &installed.pieces),
+        (wanted.digest, wanted.cluster, &wanted.pieces)
+    );
+    assert_eq!(room.machine.applied_state().await.unwrap(), (wanted.applied, wanted.membership));
+}
+
+#[tokio::test]
+async fn entries_go_on_behind_a_snapshot() {
+    use crate::log::tests::support::entry;
+    let mut room = room();
+    let file = room.snapshots.build(&state(3, 40)).unwrap();
+    room.install(file).await.unwrap();
+    room.events();
+    let next = entry(3, 41, 0);
+    room.machine.apply(futures_util::stream::iter([Ok((next, None))])).await.unwrap();
+    // The term is not told again.
+    assert_eq!(room.events(), [("applied 41".into(), 41)]);
+}
+
+#[tokio::test]
+async fn an_older_snapshot_changes_nothing() {
+    let mut room = room();
+    let (older, newer) = (room.snapshots.build(&state(3, 30)).unwrap(), room.snapshots.build(&state(3, 40)).unwrap());
+    room.install(newer).await.unwrap();
+    room.events();
+    room.install(older).await.unwrap();
+    assert_eq!((room.events(), room.view.borrow().applied_index()), (vec![], 40));
+}
+
+#[tokio::test]
+async fn openraft_is_not_given_a_snapshot_that_is_beyond_the_state() {
+    let mut room = room();
+    let first = room.snapshots.build(&state(3, 30)).unwrap();
+    let index = |found: Option<openraft::alias::SnapshotOf<crate::raft::types::TypeConfig, SnapshotFile>>| {
+        found.map(|s| s.meta.last_log_id.unwrap().index)
+    };
+    assert_eq!(index(room.machine.get_current_snapshot().await.unwrap()), Some(30));
+    room.install(first).await.unwrap();
+    room.snapshots.build(&state(3, 40)).unwrap();
+    assert_eq!(index(room.machine.get_current_snapshot().await.unwrap()), Some(30));
+}
+
+#[tokio::test]
+async fn a_file_that_was_damaged_meanwhile_is_not_installed() {
+    let mut room = room();
+    let file = room.snapshots.build(&state(3, 40)).unwrap();
+    std::fs::OpenOptions::new().write(true).open(&file.path).unwrap().set_len(file.bytes - 1).unwrap();
+    let (path, error) = (file.path.clone(), room.install(file).await.unwrap_err().to_string());
+    assert!(error.contains(path.to_str().unwrap()), "{error}");
+    assert_eq!((room.events(), room.view.borrow().applied), (vec![], None));
+}
