@@ -33,6 +33,8 @@ pub struct NodeConfig {
     pub snapshots: SnapshotConfig,
     /// Threads for connections and Raft. 0: as many as the machine has cores.
     pub worker_threads: usize,
+    /// Where operators connect, for backups. None: nowhere. Whoever can connect can copy the whole state.
+    pub admin_listen: Option<SocketAddr>,
 }
 
 /// When a batch is sealed.
@@ -53,6 +55,8 @@ pub struct BatchingConfig {
 pub struct SnapshotConfig {
     /// Bytes of log entries since the last one; but never before the log has grown by what the last one's file takes.
     pub log_bytes: usize,
+    /// Bytes a second of all snapshots that leave this node together. 0: no cap.
+    pub bandwidth: usize,
 }
 
 /// What the client listener accepts.
@@ -103,7 +107,8 @@ impl Default for BatchingConfig {
 impl Default for SnapshotConfig {
     fn default() -> Self {
         // The log keeps the entries of two, so this bounds it, and a restart reads them all: a second or two.
-        SnapshotConfig { log_bytes: 64 * MIB }
+        // The bandwidth: a gigabyte in 16 seconds, and half of what a 1 Gbit/s network carries: commits keep theirs.
+        SnapshotConfig { log_bytes: 64 * MIB, bandwidth: 64 * MIB }
     }
 }
 
@@ -173,6 +178,13 @@ impl NodeConfig {
             format!("listen and peer-listen are both {}; clients and peers need a port each", self.listen)
         })?;
         must(!self.dir.as_os_str().is_empty(), || "dir: give the directory that keeps this node's data".into())?;
+        if let Some(admin) = self.admin_listen.filter(|a| a.port() != 0) {
+            must(admin != self.listen && admin != self.peer_listen, || {
+                format!(
+                    "admin-listen: {admin} is a listener of clients or peers already; operators need a port of their own"
+                )
+            })?;
+        }
         self.batching.validate()?;
         self.limits.validate()?;
         self.snapshots.validate()?;
@@ -180,7 +192,8 @@ impl NodeConfig {
     }
 }
 
-fn check_peer_address(id: u64, address: &str) -> Result<(), ConfigError> {
+/// `host:port`, for node `id`.
+pub fn check_peer_address(id: u64, address: &str) -> Result<(), ConfigError> {
     let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
     must(matches!(port, Some(Ok(1..))), || {
         format!("peers: the address of node {id} is {address:?}, but must be HOST:PORT, as in 10.0.0.{id}:9080")
@@ -213,6 +226,13 @@ impl SnapshotConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         must(self.log_bytes >= 64 * KIB, || {
             format!("snapshot-log-bytes: {} is too little; give at least 64KiB, tens of MiB are usual", self.log_bytes)
+        })?;
+        // A transfer that is slower looks dead.
+        must(self.bandwidth == 0 || self.bandwidth >= 64 * KIB, || {
+            format!(
+                "snapshot-bandwidth: {} is too slow; give at least 64KiB (a second), or 0 for no cap",
+                self.bandwidth
+            )
         })
     }
 }
@@ -286,6 +306,7 @@ mod tests {
             raft: RaftTiming::default(),
             snapshots: SnapshotConfig::default(),
             worker_threads: 0,
+            admin_listen: None,
         }
     }
 
@@ -333,6 +354,7 @@ mod tests {
         edge.limits.idle_timeout = Duration::from_millis(100);
         edge.snapshots.log_bytes = 64 * KIB;
         edge.raft.heartbeat = Duration::from_millis(100);
+        edge.snapshots.bandwidth = 64 * KIB;
         edge.raft.election_min = Duration::from_millis(300);
         assert_eq!(edge.validate(), Ok(()));
 
@@ -347,6 +369,8 @@ mod tests {
         refused(|c| c.limits.header_bytes_max = 100, "header-bytes-max: 100", "8KiB");
         refused(|c| c.limits.connections_max = 0, "connections-max: 0", "at least 1");
         refused(|c| c.limits.request_timeout = Duration::ZERO, "request-timeout: 0s", "100ms");
+        refused(|c| c.snapshots.bandwidth = 65_535, "snapshot-bandwidth: 65535", "64KiB");
+        refused(|c| c.admin_listen = Some(c.peer_listen), "admin-listen: 127.0.0.1:9080", "a port of their own");
         refused(|c| c.snapshots.log_bytes = 64 * KIB - 1, "snapshot-log-bytes: 65535", "64KiB");
         refused(|c| c.raft.heartbeat = Duration::from_millis(9), "heartbeat: 9ms", "10ms");
         refused(|c| c.raft.election_min = Duration::from_millis(599), "election-min: 599ms", "600ms");

@@ -11,4 +11,5 @@ pub mod metrics;
 pub mod node;
 pub mod outcome;
 pub mod raft;
+pub mod restore;
 pub mod state_machine;

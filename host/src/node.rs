@@ -3,6 +3,9 @@
 //! `http` → `batcher` → `raft`; openraft drives `log` and `state_machine` → `guest`; replies go from the state machine
 //! to the batcher's tickets.
 
+mod backup;
+mod starting;
+
 use std::fs;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -13,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
-use openraft::storage::RaftLogStorage;
 use raftlet_machine::Request;
 use tokio::net::TcpListener;
 
@@ -21,30 +23,35 @@ use crate::batcher::{Batcher, Propose, ReadPort, Reads, Tickets};
 use crate::config::NodeConfig;
 use crate::guest::{Engine, Limits, Module};
 use crate::http::{
-    Api, Consistency, HttpLimits, HttpMetrics, Member, MemberRole, ModuleStatus, RequestClass, Server, Status,
-    StatusClass,
+    AdminServer, Api, Consistency, HttpLimits, HttpMetrics, Member, MemberRole, ModuleStatus, RequestClass, Server,
+    Status, StatusClass,
 };
 use crate::log::{LogOptions, SledLog};
 use crate::metrics::Metrics;
 use crate::outcome::{Answer, CommandReply, Refusal};
 use crate::raft::identity::{Identity, random};
 use crate::raft::types::{BatchId, Kind, LogId};
-use crate::raft::{Bootstrap, Consensus, Parts, Proposals, Refused, Stamp, reconcile};
+use crate::raft::{Bootstrap, Consensus, Parts, Proposals, Refused, Stamp};
 use crate::state_machine::snapshot::Snapshots;
 use crate::state_machine::{Activation, Applied, Queries, StateMachine, View};
+use backup::Backups;
+use starting::may_serve;
+
+pub use starting::mark_for_rejoin;
 
 /// The module that a cluster runs if it was given no other.
 const KEY_VALUE_MODULE: &[u8] = include_bytes!("../modules/kv.wasm");
 /// What may be in a folder before a node was ever started there: the launcher's files.
 const LAUNCHER_FILES: [&str; 4] = ["log", "log.old", "pid", "pid.new"];
 /// The folder of the durable log, in the node's.
-const LOG_DIR: &str = "raft-log";
+pub(crate) const LOG_DIR: &str = "raft-log";
 /// For requests in flight, when the node stops.
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// A running node.
 pub struct Node {
     server: Server,
+    admin: Option<AdminServer>,
     batcher: Batcher,
     consensus: Arc<Consensus>,
     log: SledLog,
@@ -62,16 +69,23 @@ impl Node {
         let clients = bind(config.listen, "--listen").await?;
         let peers = bind(config.peer_listen, "--peer-listen").await?;
         let address = clients.local_addr()?;
+        let operators = match config.admin_listen {
+            Some(address) => Some(bind(address, "--admin-listen").await?),
+            None => None,
+        };
+        let admin_address = operators.as_ref().map(TcpListener::local_addr).transpose()?;
 
         let log_dir = config.dir.join(LOG_DIR);
         // A member's log is never made anew: without it the node has forgotten what it acknowledged.
         let options = LogOptions { create: identity.cluster.is_none(), ..LogOptions::default() };
         let opened = tokio::task::spawn_blocking(move || SledLog::open(&log_dir, options)).await?;
-        let log = opened.context("the log can't be opened")?;
+        let mut log = opened.context("the log can't be opened")?;
+        let dir = config.dir.clone();
+        let snapshots = tokio::task::spawn_blocking(move || Snapshots::open(&dir)).await??;
+        starting::prepare(&config, identity, &mut log, &snapshots, &clients, client_limits(&config)).await?;
 
         let metrics = Arc::new(Metrics::default());
         let tickets = Tickets::new(config.id, random());
-        let snapshots = open_snapshots(&config, &log).await?;
         let (state_machine, view) =
             StateMachine::start(engine.clone(), snapshots.clone(), tickets.clone(), metrics.clone())?;
         let bootstrap = plan_bootstrap(&config, &mut identity, &engine, &view)?;
@@ -95,6 +109,8 @@ impl Node {
                 Stamp { index: state.applied_index(), digest }
             }),
             bootstrap,
+            snapshot_bandwidth: config.snapshots.bandwidth as u64,
+            may_serve: may_serve(&config.dir),
         };
         let consensus = Arc::new(Consensus::start(parts).await?);
 
@@ -116,12 +132,18 @@ impl Node {
             log: log.clone(),
             metrics,
             http: OnceLock::new(),
+            admin_address,
         };
         let service = Arc::new(service);
         let server = Server::start(clients, service.clone(), client_limits(&config));
+        let backups = Arc::new(Backups { consensus: consensus.clone(), view: service.view.clone() });
+        let admin = operators.map(|listener| AdminServer::start(listener, backups));
+        if let Some(address) = admin_address {
+            tracing::info!("operators connect to {address}");
+        }
         let _ = service.http.set(server.metrics());
         tracing::info!("node {} serves clients on {address}", config.id);
-        Ok(Node { server, batcher, consensus, log, address })
+        Ok(Node { server, admin, batcher, consensus, log, address })
     }
 
     /// Where clients connect.
@@ -143,7 +165,8 @@ impl Node {
 
     /// Answers what is in flight, takes nothing new, and stops. What was acknowledged is on disk anyway.
     pub async fn shutdown(self) {
-        let Node { server, batcher, consensus, log, .. } = self;
+        let Node { server, admin, batcher, consensus, log, .. } = self;
+        drop(admin);
         consensus.hand_over().await;
         // Together: a keep-alive connection ends when its last request is answered, and that needs the drain.
         tokio::join!(server.shutdown(DRAIN), batcher.drain(DRAIN));
@@ -159,19 +182,6 @@ async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("can't listen on {address}; another program may use the port: choose another {flag}"))
-}
-
-/// The snapshots, which must reach the log's beginning: openraft would begin with an empty state.
-async fn open_snapshots(config: &NodeConfig, log: &SledLog) -> anyhow::Result<Arc<Snapshots>> {
-    let dir = config.dir.clone();
-    let snapshots = tokio::task::spawn_blocking(move || Snapshots::open(&dir)).await??;
-    let purged = log.clone().get_log_state().await?.last_purged_log_id;
-    if let Some(gap) = snapshots.gap(purged.map(|id| id.index)) {
-        return Err(gap.into());
-    }
-    let newest = snapshots.kept().first().and_then(|file| file.meta.last_log_id);
-    reconcile(log, newest).await.context("the log and the snapshots don't fit together")?;
-    Ok(snapshots)
 }
 
 fn client_limits(config: &NodeConfig) -> HttpLimits {
@@ -303,6 +313,7 @@ struct Service {
     log: SledLog,
     metrics: Arc<Metrics>,
     http: OnceLock<Arc<HttpMetrics>>,
+    admin_address: Option<SocketAddr>,
 }
 
 impl Service {
@@ -357,6 +368,7 @@ impl Api for Service {
             boot_id: format!("{:016x}", self.batcher.boot()),
             uptime_seconds: self.started.elapsed().as_secs(),
             queue_bytes: self.batcher.queue_bytes() as u64,
+            admin_address: self.admin_address.map(|a| a.to_string()),
         }
     }
 
@@ -372,6 +384,9 @@ impl Api for Service {
         }
         if self.consensus.proposals.is_founding() {
             return Err("the cluster isn't complete yet; its first node waits for the others".into());
+        }
+        if let Some(progress) = self.consensus.fetching() {
+            return Err(progress);
         }
         let state = self.view.borrow().clone();
         if state.module.is_none() {

@@ -35,13 +35,13 @@ impl Reserved {
     }
 }
 
-/// Reserves `count` ports from some base on and as many from base + 1000 on, as `cluster start --port BASE` uses them.
+/// Reserves `count` ports from some base on and as many from base + 1000 and base - 1000 on, as `cluster start --port BASE` uses them.
 pub fn for_launcher(count: u16) -> (u16, Vec<Reserved>) {
     const TRIES: usize = 1_000;
     for _ in 0..TRIES {
         // Below the range that Linux gives to outgoing connections.
-        let base = fastrand::u16(10_000..31_000);
-        let wanted = (base..base + count).chain(base + 1_000..base + 1_000 + count);
+        let base = fastrand::u16(11_000..31_000);
+        let wanted = [base, base + 1_000, base - 1_000].into_iter().flat_map(|first| first..first + count);
         if let Ok(held) = wanted.map(Reserved::exactly).collect() {
             return (base, held);
         }

@@ -11,7 +11,7 @@ use anyhow::{Context as _, anyhow, bail};
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
-use hyper::header::{HOST, HeaderValue};
+use hyper::header::{CONTENT_LENGTH, HOST, HeaderValue};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
@@ -31,6 +31,19 @@ pub struct Response {
     pub status: StatusCode,
     pub body: Bytes,
 }
+
+/// What comes before a body that is taken in pieces.
+#[derive(Debug, Clone)]
+pub struct Head {
+    pub status: StatusCode,
+    /// Of the body, if the server says it.
+    pub bytes: Option<u64>,
+    /// The beginning of the body, if the status is not 200.
+    pub refusal: Vec<u8>,
+}
+
+/// A refusal's body is kept up to here.
+const REFUSAL_BYTES_MAX: usize = 64 << 10;
 
 /// A keep-alive connection. Requests go one after the other; the socket is driven by whoever waits for the answer, so
 /// that a request costs no switch between tasks.
@@ -86,6 +99,52 @@ impl Url {
             Ok(Response { status, body: body.freeze() })
         });
         answer.await.unwrap_or_else(|_| Err(anyhow!("{self}{path}: no answer within {timeout:?}")))
+    }
+
+    /// One GET whose body is handed to `sink` piece by piece. Its head must come within `answer_within`; the body may
+    /// take as long as it takes, but not be silent for longer than `silence`. An error if the body ends too early.
+    pub async fn download(
+        &self,
+        path: &str,
+        answer_within: Duration,
+        silence: Duration,
+        mut sink: impl FnMut(&Head, &[u8]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Head> {
+        let silent = |_| anyhow!("{self}{path}: silent for {silence:?}");
+        let stream = tokio::time::timeout(silence, TcpStream::connect(&self.authority)).await.map_err(silent)?;
+        let stream = stream.with_context(|| format!("can't connect to {self}"))?;
+        let (mut sender, wire) = http1::handshake(TokioIo::new(stream)).await?;
+        let mut request = hyper::Request::new(Full::<Bytes>::default());
+        *request.uri_mut() = path.parse()?;
+        request.headers_mut().insert(HOST, HeaderValue::from_str(&self.authority)?);
+        let exchange = async {
+            let late = |_| anyhow!("{self}{path}: no answer within {answer_within:?}");
+            let response = tokio::time::timeout(answer_within, sender.send_request(request)).await.map_err(late)?;
+            let mut response = response.with_context(|| format!("{self}{path}"))?;
+            let length = response.headers().get(CONTENT_LENGTH).and_then(|l| l.to_str().ok()?.parse().ok());
+            let mut head = Head { status: response.status(), bytes: length, refusal: Vec::new() };
+            while let Some(frame) = tokio::time::timeout(silence, response.frame()).await.map_err(silent)? {
+                let frame = frame.with_context(|| format!("{self}{path} broke off"))?;
+                let Some(data) = frame.data_ref() else { continue };
+                if head.status != StatusCode::OK {
+                    let room = REFUSAL_BYTES_MAX - head.refusal.len();
+                    head.refusal.extend_from_slice(&data[..data.len().min(room)]);
+                }
+                sink(&head, data)?;
+            }
+            Ok(head)
+        };
+        let mut wire = pin!(wire);
+        let mut exchange = pin!(exchange);
+        let mut open = true;
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut exchange => return done,
+                // Its error reaches the exchange, or does so by the drop of what it needs.
+                _ = &mut wire, if open => open = false,
+            }
+        }
     }
 }
 

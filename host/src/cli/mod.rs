@@ -18,6 +18,7 @@ mod node_status;
 mod out;
 mod settings;
 mod signals;
+mod snapshot;
 
 /// A host for replicated state machines: your logic as a WebAssembly module, on a cluster that survives
 #[derive(Parser, Debug)]
@@ -42,6 +43,9 @@ enum Command {
     /// Look into modules
     #[command(subcommand)]
     Module(module::ModuleCommand),
+    /// Back a running cluster up, and make a new one from a backup
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
 }
 
 /// Runs the command of this process's arguments. Exit codes: 0 done, 1 failed, 2 wrong usage or setting.
@@ -59,6 +63,7 @@ pub fn main() -> ExitCode {
         Command::Node(command) => command.run(),
         Command::Bench(args) => on_this_thread(bench::run(*args)),
         Command::Module(command) => command.run(),
+        Command::Snapshot(command) => command.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -99,6 +104,11 @@ mod tests {
             "raftlet bench --url http://a:1 --url http://b:2 --clients 50 --ops 50000 --value-bytes 100 --read-percent 0 --verify --json",
             "raftlet bench --batching off",
             "raftlet module check m.wasm",
+            "raftlet cluster start --restore monday.snapshot --admin-port 6080 --snapshot-bandwidth 0",
+            "raftlet node rejoin --dir data",
+            "raftlet snapshot save monday.snapshot --admin 127.0.0.1:7081 --force",
+            "raftlet snapshot verify monday.snapshot --json",
+            "raftlet snapshot restore monday.snapshot --dir d --id 1 --address 10.0.0.1:9080",
         ];
         for line in understood {
             Cli::try_parse_from(line.split(' ')).map(drop).unwrap_or_else(|e| panic!("{line}: {e}"));

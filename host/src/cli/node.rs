@@ -7,6 +7,7 @@ use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use super::out::say;
 use super::settings::{FileKeys, Peers, SettingsArgs, cores};
 use super::signals::EndSignals;
 use crate::config::{ConfigError, NodeConfig};
@@ -20,6 +21,19 @@ const PEER_LISTEN: &str = "127.0.0.1:9080";
 #[derive(Subcommand, Debug)]
 pub enum NodeCommand {
     Start(Box<StartArgs>),
+    Rejoin(RejoinArgs),
+}
+
+/// Let a stopped node take its state from a peer at its next start
+///
+/// For a node whose state is wrong (in quarantine) or whose snapshots are damaged. Its vote and its log stay: what it
+/// has promised and acknowledged is in them.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  raftlet node rejoin --dir /var/lib/raftlet")]
+pub struct RejoinArgs {
+    /// The folder of a stopped node
+    #[arg(long, env = "RAFTLET_DIR", value_name = "DIR")]
+    pub dir: PathBuf,
 }
 
 /// Start one node and keep it running until Ctrl-C or SIGTERM
@@ -43,6 +57,9 @@ pub struct StartArgs {
     /// Where the other nodes connect [default: 127.0.0.1:9080]
     #[arg(long, env = "RAFTLET_PEER_LISTEN", value_name = "IP:PORT")]
     pub peer_listen: Option<SocketAddr>,
+    /// Where operators connect, for backups; who can connect can copy the whole state [default: nowhere]
+    #[arg(long, env = "RAFTLET_ADMIN_LISTEN", value_name = "IP:PORT")]
+    pub admin_listen: Option<SocketAddr>,
     /// All nodes with the addresses of their peer listeners, this one included
     #[arg(long, env = "RAFTLET_PEERS", value_name = "1=HOST:PORT,2=...")]
     pub peers: Option<Peers>,
@@ -58,13 +75,31 @@ pub struct StartArgs {
 
 impl NodeCommand {
     pub fn run(self) -> anyhow::Result<()> {
-        let NodeCommand::Start(args) = self;
+        let args = match self {
+            NodeCommand::Start(args) => args,
+            NodeCommand::Rejoin(args) => return rejoin(&args),
+        };
         let config = configure(*args)?;
         log_to_stderr()?;
         let threads = if config.worker_threads == 0 { cores() } else { config.worker_threads };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
         runtime.context("can't start the runtime")?.block_on(serve(config))
     }
+}
+
+fn rejoin(args: &RejoinArgs) -> anyhow::Result<()> {
+    let node = crate::node::mark_for_rejoin(&args.dir)?;
+    say(format_args!("node {node} is marked. When it is started the next time, it"));
+    for line in [
+        "sets its own snapshots aside (damaged-*, for study),",
+        "takes the newest snapshot of a peer and verifies it,",
+        "leaves quarantine, if it was in it, when that is durable, and",
+        "applies its log from there on. Its vote and its log stay as they are.",
+    ] {
+        say(format_args!("  - {line}"));
+    }
+    say("Until then it serves nobody; /_/ready says how far it is. At least one peer must run.");
+    Ok(())
 }
 
 fn configure(args: StartArgs) -> anyhow::Result<NodeConfig> {
@@ -84,6 +119,7 @@ fn configure(args: StartArgs) -> anyhow::Result<NodeConfig> {
         raft: shared.raft,
         snapshots: shared.snapshots,
         worker_threads: shared.worker_threads,
+        admin_listen: file.pick_optional(args.admin_listen, "admin-listen")?,
     };
     file.finish()?;
     config.validate()?;

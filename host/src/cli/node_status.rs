@@ -42,6 +42,11 @@ pub struct Member {
 }
 
 impl NodeStatus {
+    /// Where operators connect.
+    pub fn admin(&self) -> Option<&str> {
+        self.more.get("admin_address")?.as_str()
+    }
+
     /// Asks the node at `url`.
     pub async fn fetch(url: &Url, timeout: Duration) -> anyhow::Result<NodeStatus> {
         let response = url.get("/_/status", timeout).await?;

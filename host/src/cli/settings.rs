@@ -70,6 +70,9 @@ pub struct SettingsArgs {
     /// [default: 64MiB]
     #[arg(long, env = "RAFTLET_SNAPSHOT_LOG_BYTES", value_name = "SIZE", help_heading = "Storage")]
     pub snapshot_log_bytes: Option<ByteSize>,
+    /// Bytes a second of all snapshots that leave a node together; 0: no cap [default: 64MiB]
+    #[arg(long, env = "RAFTLET_SNAPSHOT_BANDWIDTH", value_name = "SIZE", help_heading = "Storage")]
+    pub snapshot_bandwidth: Option<ByteSize>,
 
     /// Threads for connections and Raft; 0: as many as the machine has cores, shared among the nodes of a launcher
     /// [default: 0]
@@ -124,6 +127,7 @@ impl SettingsArgs {
         };
         let snapshots = SnapshotConfig {
             log_bytes: file.pick(self.snapshot_log_bytes, "snapshot-log-bytes", ByteSize(d.snapshots.log_bytes))?.0,
+            bandwidth: file.pick(self.snapshot_bandwidth, "snapshot-bandwidth", ByteSize(d.snapshots.bandwidth))?.0,
         };
         let worker_threads = file.pick(self.worker_threads, "worker-threads", d.worker_threads)?;
         let settings = Settings { batching, limits, raft, snapshots, worker_threads };
@@ -165,6 +169,7 @@ impl Settings {
             ("election-min", time(r.election_min)),
             ("election-max", time(r.election_max)),
             ("snapshot-log-bytes", self.snapshots.log_bytes.to_string()),
+            ("snapshot-bandwidth", self.snapshots.bandwidth.to_string()),
             ("worker-threads", self.worker_threads.to_string()),
         ]
         .into_iter()

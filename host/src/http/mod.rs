@@ -2,8 +2,9 @@
 //! query of the module's, or one of the host's own pages under `/_/`. Owns every status code and every client
 //! socket. Never decides what a command does and never waits for consensus itself: that is behind [`Api`]. Read on in
 //! `server.rs` (accepting), `connection.rs` (one connection), `route.rs` (one request), `problem.rs` (the table of
-//! errors); step 2 is in `batcher/`.
+//! errors); step 2 is in `batcher/`. Beside it the admin listener, for operators (`admin.rs`).
 
+mod admin;
 mod body;
 mod connection;
 mod limits;
@@ -24,6 +25,7 @@ use std::future::Future;
 
 use raftlet_machine::Request;
 
+pub use admin::{Admin, AdminServer, Backup};
 pub use limits::HttpLimits;
 pub use metrics::{HttpMetrics, RequestClass, StatusClass};
 pub use server::Server;

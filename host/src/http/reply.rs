@@ -10,8 +10,8 @@ use crate::outcome::{Answer, CommandReply, ModuleReply};
 
 pub(super) type Reply = Response<Full<Bytes>>;
 
-const RAFTLET_INDEX: HeaderName = HeaderName::from_static("raftlet-index");
-const RAFTLET_TERM: HeaderName = HeaderName::from_static("raftlet-term");
+pub(super) const RAFTLET_INDEX: HeaderName = HeaderName::from_static("raftlet-index");
+pub(super) const RAFTLET_TERM: HeaderName = HeaderName::from_static("raftlet-term");
 
 /// Headers that a module can't set: those of the connection (RFC 9110 §7.6.1), and those that the host sets itself.
 const HOST_HEADERS: [&str; 11] = [

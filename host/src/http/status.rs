@@ -3,10 +3,10 @@
 use serde::Serialize;
 
 /// One node's view of itself and the cluster. All of it may be a moment old.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Status {
     pub node_id: u64,
-    /// `leader`, `follower`, `candidate`, `learner` or `stopped`.
+    /// `starting`, `leader`, `follower`, `candidate`, `learner` or `stopped`.
     pub role: &'static str,
     pub leader_id: Option<u64>,
     pub term: u64,
@@ -26,6 +26,8 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// Bytes of commands that wait for their replies.
     pub queue_bytes: u64,
+    /// Where operators connect, if they can.
+    pub admin_address: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

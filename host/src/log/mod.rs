@@ -163,6 +163,16 @@ impl SledLog {
         Ok(SledLog { shared, queue, queue_budget })
     }
 
+    /// Holds a stopped node's log, so that the node can't start, until the file is dropped. Changes nothing.
+    pub fn hold(dir: &Path) -> Result<std::fs::File, OpenError> {
+        let paths = files::Paths::new(dir);
+        if !paths.dir.is_dir() {
+            return Err(OpenError::Absent(paths.dir));
+        }
+        let lock = files::try_lock(&paths.lock).map_err(|source| OpenError::Io { dir: dir.to_owned(), source })?;
+        lock.ok_or(OpenError::Locked(paths.dir))
+    }
+
     /// Makes everything queued durable, stops the writer and releases the folder. Later calls on any handle fail.
     pub async fn close(&self) -> io::Result<()> {
         let (tx, rx) = oneshot::channel();

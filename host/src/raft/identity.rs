@@ -43,20 +43,14 @@ impl Identity {
     pub fn open(dir: &Path, node: NodeId, ours: &[&str]) -> Result<Identity, IdentityError> {
         let io = |source| IdentityError::Io { path: dir.to_owned(), source };
         fs::create_dir_all(dir).map_err(io)?;
-        let path = dir.join(FILE);
-        match fs::read(&path) {
-            Ok(bytes) => {
-                let damaged = |why: String| IdentityError::Damaged { path: path.clone(), why };
-                let found: Identity = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
-                if found.format != FORMAT {
-                    return Err(damaged(format!("format {}; this binary knows {FORMAT}", found.format)));
-                }
+        match Identity::read(dir) {
+            Ok(found) => {
                 if found.node != node {
                     return Err(IdentityError::OtherNode { path: dir.into(), found: found.node, expected: node });
                 }
                 Ok(found)
             }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            Err(IdentityError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 for entry in fs::read_dir(dir).map_err(io)? {
                     let name = entry.map_err(io)?.file_name();
                     // A temporary identity is what a crash within `save` leaves.
@@ -68,8 +62,25 @@ impl Identity {
                 identity.save(dir).map_err(io)?;
                 Ok(identity)
             }
-            Err(e) => Err(io(e)),
+            Err(e) => Err(e),
         }
+    }
+
+    /// The identity of a folder that has one.
+    pub fn read(dir: &Path) -> Result<Identity, IdentityError> {
+        let path = dir.join(FILE);
+        let damaged = |why: String| IdentityError::Damaged { path: path.clone(), why };
+        let bytes = fs::read(&path).map_err(|source| IdentityError::Io { path: path.clone(), source })?;
+        let found: Identity = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+        match found.format {
+            FORMAT => Ok(found),
+            other => Err(damaged(format!("format {other}; this binary knows {FORMAT}"))),
+        }
+    }
+
+    /// The first node of a new cluster. Nothing is written.
+    pub fn founder(node: NodeId, cluster: u64) -> Identity {
+        Identity { format: FORMAT, node, identity: random(), cluster: Some(cluster) }
     }
 
     /// Joins a cluster, durably. Only for a folder that has none yet.
@@ -81,7 +92,8 @@ impl Identity {
         Ok(())
     }
 
-    fn save(&self, dir: &Path) -> io::Result<()> {
+    /// Durable when it returns. Only for a folder that has none yet, or has this one.
+    pub fn save(&self, dir: &Path) -> io::Result<()> {
         write_durably(dir, FILE, &serde_json::to_vec_pretty(self).expect("numbers can be encoded"))
     }
 }

@@ -9,6 +9,7 @@ pub mod identity;
 mod membership;
 mod network;
 mod proposals;
+pub mod reload;
 mod rounds;
 pub mod types;
 
@@ -29,7 +30,8 @@ use crate::state_machine::{StateMachine, View};
 use clock::Clocks;
 use compaction::Compaction;
 use identity::Identity;
-use network::{Links, Peers, Served};
+use network::snapshots::Serving;
+use network::{Installer, Links, Peers, Served};
 use types::{Member, NodeId, TypeConfig};
 
 pub use compaction::reconcile;
@@ -57,6 +59,9 @@ pub struct Leader {
 pub struct Consensus {
     pub proposals: Proposals,
     pub leader: watch::Receiver<Option<Leader>>,
+    /// For backups: the snapshots of this node, and how fast they may leave it.
+    pub serving: Arc<Serving>,
+    installer: Arc<Installer>,
     raft: Raft,
     peers: Arc<Peers>,
     tasks: Mutex<JoinSet<()>>,
@@ -80,6 +85,10 @@ pub struct Parts {
     pub stamp: Box<dyn Fn() -> Stamp + Send + Sync>,
     /// Set on the node that makes a new cluster, until that is done.
     pub bootstrap: Option<Bootstrap>,
+    /// Bytes a second, of all snapshots that leave this node together; 0: no cap.
+    pub snapshot_bandwidth: u64,
+    /// `Err` says why nobody may take this node's state now.
+    pub may_serve: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
 }
 
 /// For `/_/status`.
@@ -104,6 +113,8 @@ impl Consensus {
     pub async fn start(parts: Parts) -> anyhow::Result<Consensus> {
         let Parts { dir, identity, addresses, timing, log, state_machine, listener, refused, stamp, bootstrap, .. } =
             parts;
+        let view = parts.view.clone();
+        let serving = Serving::new(parts.snapshots.clone(), view, parts.snapshot_bandwidth, parts.may_serve);
         let config = openraft::Config {
             cluster_name: "raftlet".into(),
             heartbeat_interval: timing.heartbeat.as_millis() as u64,
@@ -121,7 +132,7 @@ impl Consensus {
         };
         let peers = Arc::new(Peers::new(dir, identity, addresses));
         let clocks = Arc::new(Clocks::default());
-        let links = Links { peers: peers.clone(), clocks: clocks.clone() };
+        let links = Links { peers: peers.clone(), clocks: clocks.clone(), serving: serving.clone() };
         let raft = Raft::new(identity.node, Arc::new(config.validate()?), links, log.clone(), state_machine).await?;
         let members = raft.server_metrics();
         let lookup = move |id| {
@@ -129,13 +140,21 @@ impl Consensus {
             members.borrow_watched().membership_config.membership().get_node(&id).cloned()
         };
         peers.member.set(Box::new(lookup)).ok().expect("set once, here");
+        serving.set_raft(raft.clone());
+        let installer = Arc::new(Installer::new(peers.clone(), raft.clone(), parts.snapshots.clone()));
 
         let mut tasks = JoinSet::new();
         let (leader_changed, leader) = watch::channel(None);
         tasks.spawn(watch_leader(raft.clone(), leader_changed));
         let (founded, founding) = watch::channel(bootstrap.is_some());
         let proposals = Proposals::new(raft.clone(), leader.clone(), peers.clone(), clocks, stamp, refused, founding);
-        let served = Served { peers: peers.clone(), raft: raft.clone(), proposals: proposals.clone() };
+        let served = Served {
+            peers: peers.clone(),
+            raft: raft.clone(),
+            proposals: proposals.clone(),
+            serving: serving.clone(),
+            installer: installer.clone(),
+        };
         tasks.spawn(network::serve(listener, Arc::new(served)));
         let compaction =
             Compaction::new(raft.clone(), log, parts.snapshots, parts.view, parts.metrics, parts.snapshot_log_bytes);
@@ -143,7 +162,7 @@ impl Consensus {
         if let Some(bootstrap) = bootstrap {
             tasks.spawn(bootstrap.run(raft.clone(), peers.clone(), proposals.clone(), leader.clone(), founded));
         }
-        Ok(Consensus { proposals, leader, raft, peers, tasks: Mutex::new(tasks) })
+        Ok(Consensus { proposals, leader, serving, installer, raft, peers, tasks: Mutex::new(tasks) })
     }
 
     pub fn status(&self) -> RaftStatus {
@@ -170,6 +189,11 @@ impl Consensus {
             members: membership.nodes().map(|(id, member)| (*id, member.clone(), voters.contains(id))).collect(),
             failed: m.running_state.as_ref().err().map(|e| e.to_string()),
         }
+    }
+
+    /// How far a snapshot is that this node needs from its leader, if there is one.
+    pub fn fetching(&self) -> Option<String> {
+        self.installer.progress()
     }
 
     /// Resolves when this node must not go on: openraft stopped, or the folder belongs to another cluster.
@@ -233,6 +257,7 @@ impl Consensus {
         }
         let mut tasks = std::mem::take(&mut *self.tasks.lock().expect("no code panics under this lock"));
         tasks.shutdown().await;
+        self.installer.stop();
     }
 }
 

@@ -16,7 +16,7 @@ use self::client::{Client, Tally};
 use self::report::{BatchCounts, Report, grouped};
 use self::workload::Workload;
 use super::cluster::folder::Folder;
-use super::cluster::launcher::{Cluster, Plan};
+use super::cluster::launcher::{Cluster, Plan, START_TIMEOUT};
 use super::cluster::ports;
 use super::http::Url;
 use super::out::{complain, say};
@@ -100,7 +100,7 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<()> {
 }
 
 async fn start_and_measure(cluster: &mut Cluster, args: &BenchArgs) -> anyhow::Result<()> {
-    cluster.wait_until_ready().await.context("the temporary cluster did not start")?;
+    cluster.wait_until_ready(START_TIMEOUT).await.context("the temporary cluster did not start")?;
     let urls = cluster.nodes().urls.clone();
     tokio::select! {
         done = measure(args, &urls) => done,

@@ -104,9 +104,9 @@ impl Cluster {
         self.events.recv().await
     }
 
-    /// Waits for a leader and until all nodes are ready. A child that dies meanwhile is an error that shows the end
+    /// Waits for a leader and until all nodes are ready, at most for `within`. A child that dies meanwhile is an error that shows the end
     /// of its log.
-    pub async fn wait_until_ready(&mut self) -> anyhow::Result<Vec<NodeStatus>> {
+    pub async fn wait_until_ready(&mut self, within: Duration) -> anyhow::Result<Vec<NodeStatus>> {
         let begun = Instant::now();
         loop {
             let look = async {
@@ -125,10 +125,10 @@ impl Cluster {
                 }
                 event = self.events.recv() => bail!("{}", self.explain(event.as_ref())),
             };
-            if begun.elapsed() > START_TIMEOUT {
+            if begun.elapsed() > within {
                 let id = waiting.first().copied().unwrap_or(1);
                 let (log, tail) = (self.folder.log_file(id), self.folder.log_tail(id, TAIL_LINES));
-                let seconds = START_TIMEOUT.as_secs();
+                let seconds = within.as_secs();
                 bail!("not ready within {seconds} s: nodes {waiting:?}; the end of {}:\n{tail}", log.display());
             }
         }

@@ -135,6 +135,9 @@ fn arguments(spec: &NodeSpec) -> Vec<std::ffi::OsString> {
     all.extend(["--dir".into(), spec.folder.node(spec.id).into()]);
     all.extend(["--listen".into(), format!("127.0.0.1:{}", spec.ports.client).into()]);
     all.extend(["--peer-listen".into(), format!("127.0.0.1:{}", spec.ports.peer).into()]);
+    if let Some(admin) = spec.ports.admin {
+        all.extend(["--admin-listen".into(), format!("127.0.0.1:{admin}").into()]);
+    }
     all.extend(["--peers".into(), spec.peers.to_string().into()]);
     all.extend(spec.settings.to_flags().into_iter().map(Into::into));
     if spec.bootstrap {
@@ -195,7 +198,7 @@ mod tests {
             id: 2,
             executable,
             folder: Folder::new(temporary.path()),
-            ports: Ports { client: 8081, peer: 9081 },
+            ports: Ports { client: 8081, peer: 9081, admin: Some(7081) },
             peers: "1=127.0.0.1:9080,2=127.0.0.1:9081".parse().unwrap(),
             bootstrap: false,
             module: None,
@@ -225,7 +228,7 @@ mod tests {
         };
         let plain = text(&spec);
         assert!(plain.starts_with("node start --id 2 --dir "), "{plain}");
-        assert!(plain.contains("--listen 127.0.0.1:8081 --peer-listen 127.0.0.1:9081 --peers 1=127.0.0.1:9080,2="));
+        assert!(plain.contains("--listen 127.0.0.1:8081 --peer-listen 127.0.0.1:9081 --admin-listen 127.0.0.1:7081 --peers 1=127.0.0.1:9080,2="));
         assert!(plain.contains("--batching=on") && !plain.contains("--bootstrap") && !plain.contains("--module"));
         spec.bootstrap = true;
         spec.module = Some("m.wasm".into());

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 
 use super::folder::{Folder, Record};
-use super::launcher::{Cluster, Plan};
+use super::launcher::{Cluster, Plan, START_TIMEOUT};
 use super::ports;
 use super::process::DRAIN_TIMEOUT;
 use super::watch::Watch;
@@ -19,6 +19,7 @@ use crate::cli::out::{complain, event, say, table};
 use crate::cli::settings::{FileKeys, SettingsArgs};
 use crate::cli::signals::EndSignals;
 use crate::config::ConfigError;
+use crate::restore::Restore;
 
 /// Nodes, if neither flag nor an existing cluster says it: the smallest number that survives a loss.
 const NODES: u64 = 3;
@@ -28,6 +29,8 @@ const PORT: u16 = 8080;
 pub const DIR: &str = "./raftlet-data";
 /// What the module that is built in calls itself.
 const BUILT_IN_MODULE: &str = "kv";
+/// All nodes of a restored cluster get its state first, however much that is.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Pause between two looks at a calm cluster ...
 const CALM_POLL: Duration = Duration::from_secs(1);
 /// ... and while something is amiss.
@@ -35,7 +38,7 @@ const UNSETTLED_POLL: Duration = Duration::from_millis(200);
 
 /// Start a local cluster of real processes, and keep it running until Ctrl-C
 ///
-/// Client ports count up from --port, peer ports from --port + 1000. Node N keeps its data in DIR/node-N/, its process
+/// Client ports count up from --port, peer ports from --port + 1000, admin ports from --port - 1000. Node N keeps its data in DIR/node-N/, its process
 /// id in DIR/node-N/pid and its log in DIR/node-N/log. Started again on the same DIR, the cluster goes on where it was.
 #[derive(Args, Debug, Default)]
 #[command(
@@ -54,6 +57,12 @@ pub struct StartArgs {
     /// Module of a new cluster [default: the key-value module that is built in]
     #[arg(long, env = "RAFTLET_MODULE", value_name = "FILE")]
     pub module: Option<String>,
+    /// Begin a new cluster with the state of this snapshot (a file of `snapshot save`)
+    #[arg(long, value_name = "FILE", conflicts_with = "module")]
+    pub restore: Option<PathBuf>,
+    /// Admin port of node 1 [default: 1000 below its client port]
+    #[arg(long, env = "RAFTLET_ADMIN_PORT", value_name = "PORT")]
+    pub admin_port: Option<u16>,
     /// Leave a dead node dead
     #[arg(long)]
     pub no_restart: bool,
@@ -67,6 +76,7 @@ pub async fn run(args: StartArgs) -> anyhow::Result<()> {
     let dir = PathBuf::from(file.pick(args.dir, "dir", DIR.to_string())?);
     let port = file.pick(args.port, "port", PORT)?;
     let module = file.pick_optional(args.module, "module")?.map(PathBuf::from);
+    let admin_port = file.pick_optional(args.admin_port, "admin-port")?;
     let settings = args.settings.resolve(&mut file)?;
     file.finish()?;
 
@@ -74,14 +84,14 @@ pub async fn run(args: StartArgs) -> anyhow::Result<()> {
     if let Some(module) = &module {
         check_readable(module)?;
     }
-    ports::plan(port, nodes.unwrap_or(NODES))?;
+    ports::plan(port, admin_port, nodes.unwrap_or(NODES))?;
     let folder = Folder::new(&dir);
     // Before anything is locked: from here on a signal leads through the orderly end.
     let mut signals = EndSignals::new()?;
     let _held = folder.lock()?;
     let record = folder.record()?;
     let nodes = agree_on_nodes(nodes, record, &dir)?;
-    let ports = ports::plan(port, nodes)?;
+    let ports = ports::plan(port, admin_port, nodes)?;
     ports::check_free(&ports)?;
     let found = !record.is_some_and(|r| r.founded);
     if !found && let Some(module) = &module {
@@ -91,6 +101,15 @@ pub async fn run(args: StartArgs) -> anyhow::Result<()> {
             module.display()
         ));
     }
+    let restoring = args.restore.is_some();
+    if let Some(snapshot) = args.restore {
+        if record.is_some() {
+            bail!("{} has a cluster already; --restore makes a new one: give another --dir", dir.display());
+        }
+        let address = format!("127.0.0.1:{}", ports[0].peer);
+        let restored = Restore { snapshot, dir: folder.node(1), node: 1, address }.run().await?;
+        say(format_args!("Restored {} keys up to entry {}", restored.summary.keys, restored.summary.header.last.index));
+    }
     folder.write_record(Record { nodes, founded: !found })?;
 
     let verb = if found { "Starting" } else { "Continuing" };
@@ -98,7 +117,8 @@ pub async fn run(args: StartArgs) -> anyhow::Result<()> {
     let executable = std::env::current_exe().context("can't find this program's own file")?;
     let restart = !args.no_restart;
     let cluster = Cluster::launch(Plan { executable, folder: folder.clone(), ports, found, module, settings, restart });
-    supervise(cluster, &folder, nodes, &mut signals).await
+    let within = if restoring { RESTORE_TIMEOUT } else { START_TIMEOUT };
+    supervise(cluster, &folder, nodes, within, &mut signals).await
 }
 
 fn check_readable(module: &Path) -> anyhow::Result<()> {
@@ -122,9 +142,15 @@ fn agree_on_nodes(asked: Option<u64>, record: Option<Record>, dir: &Path) -> Res
 }
 
 /// From the first child to the last.
-async fn supervise(mut cluster: Cluster, folder: &Folder, nodes: u64, signals: &mut EndSignals) -> anyhow::Result<()> {
+async fn supervise(
+    mut cluster: Cluster,
+    folder: &Folder,
+    nodes: u64,
+    within: Duration,
+    signals: &mut EndSignals,
+) -> anyhow::Result<()> {
     let started = tokio::select! {
-        started = cluster.wait_until_ready() => started,
+        started = cluster.wait_until_ready(within) => started,
         signal = signals.next() => return stop(cluster, signal, signals).await,
     };
     let seen = match started {
@@ -167,9 +193,10 @@ fn welcome(folder: &Folder, urls: &[Url], seen: &[NodeStatus]) {
         let status = seen.iter().find(|s| s.node_id == id);
         let leads = status.is_some_and(|s| s.leader_id == Some(id));
         let pid = fs::read_to_string(folder.pid_file(id)).unwrap_or_default().trim().to_string();
-        [id.to_string(), url.to_string(), pid, if leads { "leader" } else { "" }.to_string()]
+        let admin = status.and_then(NodeStatus::admin).unwrap_or("-").to_string();
+        [id.to_string(), url.to_string(), pid, admin, if leads { "leader" } else { "" }.to_string()]
     });
-    say(table(["node", "URL", "pid", ""], rows));
+    say(table(["node", "URL", "pid", "admin", ""], rows));
     let module = seen.iter().find_map(|s| s.module.as_ref());
     say("The cluster is ready. Try:");
     for line in suggestions(urls, module.is_some_and(|m| m.name == BUILT_IN_MODULE)) {

@@ -82,17 +82,18 @@ fn to_table(asked: &NodeStatus, seen: &[Seen]) -> String {
                     module.map_or_else(|| "-".into(), |m| format!("{} {} {}", m.name, m.version, short(&m.digest)));
                 let digest = s.state_digest.as_deref().map_or_else(|| "-".into(), short);
                 let (log, applied) = (number(s.last_log_index), number(s.applied_index));
-                [id, url, s.role.clone(), s.term.to_string(), log, applied, module, digest]
+                let admin = s.admin().unwrap_or("-").to_string();
+                [id, url, s.role.clone(), s.term.to_string(), log, applied, module, digest, admin]
             }
             Err(_) => {
                 let leads = asked.leader_id == Some(member.id);
                 let role = if leads { "no answer (leader)" } else { "no answer" };
                 let blank = || "-".to_string();
-                [id, url, role.into(), blank(), blank(), blank(), blank(), blank()]
+                [id, url, role.into(), blank(), blank(), blank(), blank(), blank(), blank()]
             }
         }
     });
-    let mut text = table(["node", "URL", "role", "term", "log", "applied", "module", "state digest"], rows);
+    let mut text = table(["node", "URL", "role", "term", "log", "applied", "module", "state digest", "admin"], rows);
     if asked.leader_id.is_none() {
         text.push_str(&format!("\nNode {} knows no leader.", asked.node_id));
     }
@@ -136,9 +137,9 @@ mod tests {
             let all: Vec<_> = text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
             all.into_iter().find(|l| l.starts_with(id)).unwrap_or_else(|| panic!("no row {id} in\n{text}"))
         };
-        assert_eq!(line("1 "), "1 http://127.0.0.1:8080 follower 7 12 11 kv 0.1.0 abababababab cdcdcdcdcdcd");
+        assert_eq!(line("1 "), "1 http://127.0.0.1:8080 follower 7 12 11 kv 0.1.0 abababababab cdcdcdcdcdcd -");
         assert!(line("2 ").contains("http://127.0.0.1:8081 leader 7"));
-        assert_eq!(line("3 "), "3 http://127.0.0.1:8082 no answer - - - - -");
+        assert_eq!(line("3 "), "3 http://127.0.0.1:8082 no answer - - - - - -");
         assert!(!text.contains("knows no leader"));
         let headless = status(1, None, 7);
         assert!(to_table(&headless, &seen).ends_with("Node 1 knows no leader."));

@@ -116,6 +116,7 @@ impl Api for Node {
             boot_id: "b007".into(),
             uptime_seconds: 3,
             queue_bytes: 0,
+            admin_address: None,
         }
     }
 

@@ -24,6 +24,7 @@ use super::super::types::{Member, NodeId, SnapshotFile, TypeConfig, Vote};
 use super::frame::{FrameReader, FrameWriter, Outgoing};
 use super::handshake::Peers;
 use super::message::{Answer, Call, Message, invalid};
+use super::snapshots::{Offer, Serving};
 
 /// A follower that owes an answer and is silent for this long has lost the connection (a cut link sends no reset).
 /// Over the slowest honest fsync, so that a slow disk isn't taken for a dead one.
@@ -31,9 +32,15 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between attempts to reach a node that is down. Short: a refused connection on a local network is cheap.
 const RETRY: Duration = Duration::from_millis(100);
 
+/// A follower that fetches a snapshot says at least every second how far it is.
+const SNAPSHOT_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Before a snapshot that was refused is offered again.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+
 pub struct Links {
     pub peers: Arc<Peers>,
     pub clocks: Arc<Clocks>,
+    pub serving: Arc<Serving>,
 }
 
 /// A connection to one peer, opened when first used.
@@ -44,6 +51,7 @@ pub struct Link {
     identity: u64,
     peers: Arc<Peers>,
     clocks: Arc<Clocks>,
+    serving: Arc<Serving>,
     open: Option<(FrameReader, FrameWriter)>,
 }
 
@@ -59,6 +67,7 @@ impl RaftNetworkFactory<TypeConfig> for Links {
             identity: member.identity,
             peers: self.peers.clone(),
             clocks: self.clocks.clone(),
+            serving: self.serving.clone(),
             open: None,
         }
     }
@@ -75,6 +84,10 @@ impl Link {
     }
 
     async fn call(&mut self, call: Call, option: RPCOption) -> Result<Answer, RPCError<TypeConfig>> {
+        self.call_within(call, option.hard_ttl()).await
+    }
+
+    async fn call_within(&mut self, call: Call, limit: Duration) -> Result<Answer, RPCError<TypeConfig>> {
         let (mut reader, mut writer) = self.take().await?;
         let exchange = async {
             let mut out = Outgoing::default();
@@ -85,7 +98,7 @@ impl Link {
                 _ => Err(invalid("a call was answered by another message".into())),
             }
         };
-        match tokio::time::timeout(option.hard_ttl(), exchange).await {
+        match tokio::time::timeout(limit, exchange).await {
             Ok(Ok(answer)) => {
                 self.open = Some((reader, writer));
                 Ok(answer)
@@ -95,8 +108,40 @@ impl Link {
                 action: RPCTypes::Vote,
                 id: self.me,
                 target: self.target,
-                timeout: option.hard_ttl(),
+                timeout: limit,
             })),
+        }
+    }
+
+    /// Tells the follower to fetch the snapshot from here, and asks until it has installed it. It stays open here
+    /// meanwhile, whatever newer ones are made.
+    async fn install(
+        &mut self,
+        vote: Vote,
+        file: SnapshotFile,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let call = Call::InstallSnapshot { vote, offer: Offer::of(&file) };
+        loop {
+            self.serving.hold(file.clone());
+            match self.call_within(call.clone(), SNAPSHOT_ANSWER_TIMEOUT).await? {
+                Answer::SnapshotComing { have } => {
+                    tracing::debug!(peer = self.target, have, "the follower fetches a snapshot");
+                }
+                Answer::SnapshotInstalled { vote } => return Ok(SnapshotResponse::new(vote)),
+                Answer::SnapshotDamaged(why) => {
+                    tracing::warn!("node {} does not install the snapshot: {why}", self.target);
+                    let serving = self.serving.clone();
+                    tokio::spawn(async move { serving.suspect(file).await });
+                    tokio::time::sleep(REFUSED_PAUSE).await;
+                    return Err(Unreachable::new(&AnyError::error(why)).into());
+                }
+                Answer::Refused(why) => {
+                    tracing::warn!("node {} does not install the snapshot: {why}", self.target);
+                    tokio::time::sleep(REFUSED_PAUSE).await;
+                    return Err(Unreachable::new(&AnyError::error(why)).into());
+                }
+                other => return Err(unexpected(other).into()),
+            }
         }
     }
 }
@@ -165,13 +210,15 @@ impl RaftNetworkV2<TypeConfig> for Link {
 
     async fn full_snapshot(
         &mut self,
-        _vote: Vote,
+        vote: Vote,
         snapshot: SnapshotOf<TypeConfig, SnapshotFile>,
-        _cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let _ = snapshot;
-        Err(StreamingError::Unreachable(Unreachable::new(&AnyError::error("snapshots are not sent yet"))))
+        tokio::select! {
+            installed = self.install(vote, snapshot.snapshot) => installed,
+            closed = cancel => Err(closed.into()),
+        }
     }
 
     async fn transfer_leader(

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::super::codec;
 use super::super::types::{BatchId, Kind, LogId, TypeConfig, Vote};
 use super::frame::{Frame, Outgoing};
+use super::snapshots::Offer;
 
 /// Changing a message's form is a new protocol: peers compare this before the first frame.
 pub const PROTOCOL: &str = "raftlet/1";
@@ -26,6 +27,7 @@ const READ_INDEX: u8 = 7;
 const READ_FROM: u8 = 8;
 const PING: u8 = 9;
 const PONG: u8 = 10;
+const PIECE: u8 = 11;
 
 pub enum Message {
     Append(AppendEntriesRequest<TypeConfig>),
@@ -50,6 +52,8 @@ pub enum Message {
     /// Answered by [`Message::Pong`] at once: a connection that is silent is dead.
     Ping,
     Pong,
+    /// Bytes of a snapshot: the answer to [`Call::SnapshotPiece`].
+    Piece(Bytes),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -66,7 +70,7 @@ pub enum AppendResult {
     HigherVote(Vote),
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Call {
     Vote(VoteRequest<TypeConfig>),
     PreVote(VoteRequest<TypeConfig>),
@@ -79,14 +83,43 @@ pub enum Call {
     Lead {
         node: u64,
     },
+    /// Which snapshot can be fetched, with at least this entry in it.
+    OfferSnapshot {
+        at_least: u64,
+    },
+    /// Some bytes of a snapshot. May be asked for ahead of the answers, which come in the same order.
+    SnapshotPiece {
+        name: String,
+        offset: u64,
+        bytes: u32,
+    },
+    /// From a leader: fetch this from me and install it. Repeated until the answer is neither
+    /// [`Answer::SnapshotComing`] nor lost.
+    InstallSnapshot {
+        vote: Vote,
+        offer: Offer,
+    },
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Answer {
     Vote(VoteResponse<TypeConfig>),
     LeaderTransferred(openraft::raft::TransferLeaderResponse<TypeConfig>),
     Done,
     Refused(String),
+    SnapshotOffered(Box<Offer>),
+    /// A newer one has replaced it.
+    SnapshotGone,
+    /// So many bytes are here; ask again.
+    SnapshotComing {
+        have: u64,
+    },
+    /// It is installed, or wasn't needed, or `vote` is higher than the leader's.
+    SnapshotInstalled {
+        vote: Vote,
+    },
+    /// What was fetched is damaged.
+    SnapshotDamaged(String),
 }
 
 #[derive(Debug)]
@@ -130,6 +163,7 @@ impl Message {
             Message::ReadIndex { round } => out.push(READ_INDEX, [post(round)]),
             Message::Ping => out.push(PING, []),
             Message::Pong => out.push(PONG, []),
+            Message::Piece(bytes) => out.push(PIECE, [bytes.clone()]),
             Message::ReadFrom { round, index } => out.push(READ_FROM, [post(&(round, index))]),
         }
     }
@@ -157,6 +191,7 @@ impl Message {
             }
             PING => Message::Ping,
             PONG => Message::Pong,
+            PIECE => Message::Piece(body),
             kind => return Err(invalid(format!("a peer sent a message of the unknown kind {kind}"))),
         })
     }

@@ -24,7 +24,9 @@ use super::super::proposals::Proposals;
 use super::super::{Raft, types::TypeConfig};
 use super::frame::{FrameReader, FrameWriter, Outgoing};
 use super::handshake::{Caller, Peers, split};
+use super::install::Installer;
 use super::message::{Answer, Appended, Call, Message};
+use super::snapshots::Serving;
 
 /// Appends of one connection that wait for openraft's core. Beyond, the connection isn't read.
 const APPENDS_WAITING_MAX: usize = 64;
@@ -40,6 +42,8 @@ pub struct Served {
     pub peers: Arc<Peers>,
     pub raft: Raft,
     pub proposals: Proposals,
+    pub serving: Arc<Serving>,
+    pub installer: Arc<Installer>,
 }
 
 /// Accepts peers until dropped or aborted. All connections end with it.
@@ -148,8 +152,11 @@ async fn read_all(
                 }
             }
             Message::Call(call) => {
-                let answer = answer(call, &served).await?;
-                if out.send(Message::Answer(answer)).await.is_err() {
+                let answer = match call {
+                    Call::SnapshotPiece { name, offset, bytes } => served.serving.piece(&name, offset, bytes).await?,
+                    call => Message::Answer(answer(call, &caller, &served).await?),
+                };
+                if out.send(answer).await.is_err() {
                     return Ok(());
                 }
             }
@@ -167,6 +174,7 @@ async fn read_all(
                 }
             }
             Message::Pong
+            | Message::Piece(_)
             | Message::Appended(_)
             | Message::Answer(_)
             | Message::Nack { .. }
@@ -192,7 +200,7 @@ async fn append(raft: Raft, requests: mpsc::Receiver<AppendEntriesRequest<TypeCo
     }
 }
 
-async fn answer(call: Call, served: &Served) -> io::Result<Answer> {
+async fn answer(call: Call, caller: &Caller, served: &Served) -> io::Result<Answer> {
     let raft = &served.raft;
     Ok(match call {
         Call::Vote(request) => Answer::Vote(raft.vote(request).await.map_err(io::Error::other)?),
@@ -218,5 +226,8 @@ async fn answer(call: Call, served: &Served) -> io::Result<Answer> {
             raft.trigger().transfer_leader(node).await.map_err(io::Error::other)?;
             Answer::Done
         }
+        Call::OfferSnapshot { at_least } => served.serving.offer(at_least).await,
+        Call::InstallSnapshot { vote, offer } => served.installer.install(caller, vote, offer).await,
+        Call::SnapshotPiece { .. } => Answer::Refused("a piece is answered by bytes".into()),
     })
 }

@@ -1,0 +1,181 @@
+//! Before Raft starts: a node whose log was purged further than its snapshots reach, or that was told to rejoin, takes
+//! the state from a peer. Vote and log stay as they are: what this node has promised and acknowledged is in them.
+//! Next: `reconcile` in `compaction.rs`, then `Consensus::start`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use openraft::RaftLogReader;
+use openraft::storage::RaftLogStorage;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::identity::{Identity, write_durably};
+use super::network::Peers;
+use super::network::fetch::{FetchError, Source, percent};
+use super::types::{LogId, NodeId, SnapshotFile, Vote};
+use crate::log::SledLog;
+use crate::state_machine::snapshot::Snapshots;
+
+/// In the node's folder: the next start takes the state from a peer, whatever is here.
+const MARKER: &str = "rejoin";
+/// In the node's folder: why this node was taken out of service. It ends when the state was reloaded.
+pub const QUARANTINE: &str = "quarantine.json";
+/// Between two rounds of asking all peers.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// Why the state comes from a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// An operator said so (`raftlet node rejoin`).
+    Rejoin,
+    /// The text says which entries are neither in the log nor in a snapshot.
+    Gap(String),
+}
+
+/// Marks the folder of a stopped node, durably.
+pub fn mark(dir: &Path) -> io::Result<()> {
+    write_durably(dir, MARKER, b"The next start takes the state from a peer (raftlet node rejoin).\n")
+}
+
+pub fn is_marked(dir: &Path) -> bool {
+    dir.join(MARKER).exists()
+}
+
+/// A node that has to take its state from a peer before it can start.
+pub struct Reload {
+    pub dir: PathBuf,
+    pub identity: Identity,
+    pub addresses: BTreeMap<NodeId, String>,
+    pub snapshots: Arc<Snapshots>,
+    /// What to tell whoever asks meanwhile.
+    pub progress: watch::Sender<String>,
+}
+
+impl Reload {
+    /// Whether, and why, the state must come from a peer.
+    pub async fn reason(dir: &Path, log: &mut SledLog, snapshots: &Snapshots) -> anyhow::Result<Option<Reason>> {
+        if is_marked(dir) {
+            return Ok(Some(Reason::Rejoin));
+        }
+        let purged = log.get_log_state().await?.last_purged_log_id.map(|l| l.index);
+        Ok(snapshots.gap(purged).map(|gap| Reason::Gap(gap.to_string())))
+    }
+
+    /// Returns when a peer's snapshot is durable here. Asks all peers, again and again, as long as it takes.
+    pub async fn run(self, reason: &Reason, log: &mut SledLog) -> anyhow::Result<()> {
+        let purged = log.get_log_state().await?.last_purged_log_id;
+        let others: Vec<_> = self.addresses.iter().filter(|(id, _)| **id != self.identity.node).collect();
+        let why = match reason {
+            Reason::Rejoin => "this folder was marked by `raftlet node rejoin`",
+            Reason::Gap(text) => text,
+        };
+        if others.is_empty() {
+            let advice = match reason {
+                Reason::Rejoin => {
+                    format!("remove {} to go on with the state that is here", self.dir.join(MARKER).display())
+                }
+                Reason::Gap(_) => {
+                    "restore the whole folder, or make a new cluster from a backup with `raftlet snapshot restore`"
+                        .into()
+                }
+            };
+            bail!("{why}; but there is no other node in --peers to take the state from: {advice}");
+        }
+        tracing::warn!("{why}; taking the state from a peer; vote and log stay");
+        self.progress.send_replace("reloading the state: looking for a peer".into());
+        let peers = Arc::new(Peers::new(self.dir.clone(), self.identity, self.addresses.clone()));
+        if *reason == Reason::Rejoin {
+            for file in self.snapshots.kept() {
+                self.snapshots.set_aside(&file, "the node rejoins with a peer's state")?;
+            }
+        }
+        let mut said = String::new();
+        let file = loop {
+            let mut complaints = Vec::new();
+            let mut found = None;
+            for (node, address) in &others {
+                let source =
+                    Source { peers: peers.clone(), node: **node, address: address.to_string(), identity: None };
+                match self.from(&source, purged).await {
+                    Ok(file) => {
+                        found = Some(file);
+                        break;
+                    }
+                    Err(e) => complaints.push(e.to_string()),
+                }
+            }
+            if let Some(file) = found {
+                break file;
+            }
+            if let Some(text) = peers.misplaced.borrow().clone() {
+                bail!("{text}");
+            }
+            let text = complaints.join("; ");
+            if said != text {
+                tracing::warn!("no peer has given its state yet: {text}");
+            }
+            self.progress.send_replace(format!("reloading the state: {text}"));
+            said = text;
+            sleep(ROUND).await;
+        };
+        raise_vote(log, &file, self.identity.node).await?;
+        self.done(&file)
+    }
+
+    async fn from(&self, source: &Source, purged: Option<LogId>) -> Result<SnapshotFile, FetchError> {
+        let at_least = purged.map_or(0, |p| p.index);
+        let offer = source.offer(at_least).await?;
+        let fits = offer.meta.last_log_id.is_some_and(|last| last.index > at_least || Some(last) == purged);
+        if !fits && purged.is_some() {
+            let why =
+                format!("its snapshot ends at {:?}, the log here begins after {purged:?}", offer.meta.last_log_id);
+            return Err(FetchError::Refused(source.node, why));
+        }
+        let (node, bytes) = (source.node, offer.bytes);
+        let (progress, mut have) = watch::channel(0);
+        let fetch = source.fetch(&self.snapshots, &offer, &progress);
+        let tell = async {
+            while have.changed().await.is_ok() {
+                let done = percent(*have.borrow_and_update(), bytes);
+                self.progress.send_replace(format!("reloading the state from node {node}: {done} %"));
+            }
+            std::future::pending().await
+        };
+        tokio::select! { fetched = fetch => fetched, never = tell => never }
+    }
+
+    /// Only now, with the state durable here, is the node no longer in quarantine and no longer to be reloaded.
+    fn done(&self, file: &SnapshotFile) -> anyhow::Result<()> {
+        tracing::info!("the state up to entry {:?} comes from a peer", file.meta.last_log_id.map(|l| l.index));
+        if is_marked(&self.dir) {
+            remove_durably(&self.dir, QUARANTINE)?;
+            remove_durably(&self.dir, MARKER)?;
+        }
+        Ok(())
+    }
+}
+
+fn remove_durably(dir: &Path, name: &str) -> anyhow::Result<()> {
+    match fs::remove_file(dir.join(name)) {
+        Ok(()) => Ok(fs::File::open(dir)?.sync_all()?),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e).with_context(|| format!("{} can't be removed", dir.join(name).display())),
+    }
+}
+
+/// The vote's term can't be below the term of what is in the state: a leader of a lower one must never follow.
+async fn raise_vote(log: &mut SledLog, file: &SnapshotFile, me: NodeId) -> anyhow::Result<()> {
+    let term = file.meta.last_log_id.map_or(0, |l| l.leader_id.term);
+    let vote = log.read_vote().await?;
+    if vote.is_none_or(|v| v.leader_id.term < term) {
+        // As a candidate that nobody answered: in that term this node gives its vote to nobody else.
+        log.save_vote(&Vote::new(term, me)).await?;
+    }
+    Ok(())
+}
