@@ -31,6 +31,10 @@ pub struct NodeConfig {
     pub limits: HttpLimits,
     pub raft: RaftTiming,
     pub snapshots: SnapshotConfig,
+    pub checks: ChecksConfig,
+    /// Entries to be left out when they are applied. To be given on all nodes alike.
+    pub skip: Vec<SkipEntry>,
+    pub disk: DiskConfig,
     /// Threads for connections and Raft. 0: as many as the machine has cores.
     pub worker_threads: usize,
     /// Where operators connect, for backups. None: nowhere. Whoever can connect can copy the whole state.
@@ -86,6 +90,52 @@ pub struct RaftTiming {
     pub election_min: Duration,
     /// ... to here.
     pub election_max: Duration,
+}
+
+/// How the nodes' states are compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChecksConfig {
+    /// How often the leader compares digests, if something was applied.
+    pub audit_interval: Duration,
+    /// How often it has all nodes digest their whole content, if something was applied. Zero: never.
+    pub checkpoint_interval: Duration,
+}
+
+/// An entry, by its log index and the beginning of its BLAKE3: `4711:0123456789abcdef`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SkipEntry {
+    pub index: u64,
+    pub checksum: [u8; 8],
+}
+
+/// How much of the disk a node may use. Beyond it commands are refused until there is room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// Bytes of the file system that are kept free.
+    pub free_min_bytes: u64,
+    /// Bytes that all files in the node's directory may take. 0: no limit of their own.
+    pub quota_bytes: u64,
+}
+
+impl Default for DiskConfig {
+    fn default() -> Self {
+        DiskConfig {
+            // Five times what a fast disk takes between two looks at it, and many days of votes.
+            free_min_bytes: 256 * MIB as u64,
+            quota_bytes: 0,
+        }
+    }
+}
+
+impl DiskConfig {
+    /// A new log takes up to three segments of 8 MiB before its first entry.
+    pub const QUOTA_LEAST: u64 = 32 * MIB as u64;
+
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        must(self.quota_bytes == 0 || self.quota_bytes >= Self::QUOTA_LEAST, || {
+            format!("disk-quota: {} is too little; give at least 32MiB, or 0 for no quota", self.quota_bytes)
+        })
+    }
 }
 
 impl Default for BatchingConfig {
@@ -147,6 +197,30 @@ impl Default for RaftTiming {
     }
 }
 
+impl Default for ChecksConfig {
+    fn default() -> Self {
+        ChecksConfig {
+            // So long may a wrong node answer reads unnoticed. A comparison is one small message to each node.
+            audit_interval: Duration::from_secs(1),
+            // It reads all of the state: a second of one core for a gigabyte.
+            checkpoint_interval: Duration::from_secs(600),
+        }
+    }
+}
+
+impl std::str::FromStr for SkipEntry {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let wrong =
+            || ConfigError(format!("{text:?} names no entry; give INDEX:CHECKSUM as the node's status shows it"));
+        let (index, digits) = text.split_once(':').ok_or_else(wrong)?;
+        let is_hex = digits.len() == 16 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+        let checksum = u64::from_str_radix(digits, 16).ok().filter(|_| is_hex).ok_or_else(wrong)?;
+        Ok(SkipEntry { index: index.parse().map_err(|_| wrong())?, checksum: checksum.to_be_bytes() })
+    }
+}
+
 /// A setting that can't be used. The text says which and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -188,7 +262,23 @@ impl NodeConfig {
         self.batching.validate()?;
         self.limits.validate()?;
         self.snapshots.validate()?;
-        self.raft.validate()
+        self.disk.validate()?;
+        self.raft.validate()?;
+        self.checks.validate()
+    }
+}
+
+impl ChecksConfig {
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let text = humantime::format_duration;
+        must(self.audit_interval >= Duration::from_millis(10), || {
+            format!("audit-interval: {} is too short; give at least 10ms", text(self.audit_interval))
+        })?;
+        let is_short = !self.checkpoint_interval.is_zero() && self.checkpoint_interval < Duration::from_millis(100);
+        must(!is_short, || {
+            let given = text(self.checkpoint_interval);
+            format!("checkpoint-interval: {given} is too short; give at least 100ms, or 0s for none")
+        })
     }
 }
 
@@ -305,6 +395,9 @@ mod tests {
             limits: HttpLimits::default(),
             raft: RaftTiming::default(),
             snapshots: SnapshotConfig::default(),
+            checks: ChecksConfig::default(),
+            skip: Vec::new(),
+            disk: DiskConfig::default(),
             worker_threads: 0,
             admin_listen: None,
         }
@@ -345,6 +438,18 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_to_skip_is_an_index_and_sixteen_digits() {
+        let skip = SkipEntry { index: 4711, checksum: *b"\x01\x23\x45\x67\x89\xab\xcd\xef" };
+        assert_eq!("4711:0123456789abcdef".parse(), Ok(skip));
+        for text in
+            ["", "4711", "4711:", ":0123456789abcdef", "x:0123456789abcdef", "1:0123456789abcde", "1:+123456789abcdef"]
+        {
+            let error = text.parse::<SkipEntry>().unwrap_err().0;
+            assert!(error.contains("INDEX:CHECKSUM"), "{error}");
+        }
+    }
+
+    #[test]
     fn each_limit_is_obeyed_and_violated() {
         let mut edge = good();
         edge.batching =
@@ -353,6 +458,8 @@ mod tests {
         edge.limits.queue_bytes_max = 16 * MIB + 32 * KIB;
         edge.limits.idle_timeout = Duration::from_millis(100);
         edge.snapshots.log_bytes = 64 * KIB;
+        edge.checks = ChecksConfig { audit_interval: Duration::from_millis(10), checkpoint_interval: Duration::ZERO };
+        edge.disk.quota_bytes = 32 * MIB as u64;
         edge.raft.heartbeat = Duration::from_millis(100);
         edge.snapshots.bandwidth = 64 * KIB;
         edge.raft.election_min = Duration::from_millis(300);
@@ -372,6 +479,13 @@ mod tests {
         refused(|c| c.snapshots.bandwidth = 65_535, "snapshot-bandwidth: 65535", "64KiB");
         refused(|c| c.admin_listen = Some(c.peer_listen), "admin-listen: 127.0.0.1:9080", "a port of their own");
         refused(|c| c.snapshots.log_bytes = 64 * KIB - 1, "snapshot-log-bytes: 65535", "64KiB");
+        refused(|c| c.checks.audit_interval = Duration::from_millis(9), "audit-interval: 9ms", "10ms");
+        refused(
+            |c| c.checks.checkpoint_interval = Duration::from_millis(99),
+            "checkpoint-interval: 99ms",
+            "0s for none",
+        );
+        refused(|c| c.disk.quota_bytes = 32 * MIB as u64 - 1, "disk-quota", "at least 32MiB");
         refused(|c| c.raft.heartbeat = Duration::from_millis(9), "heartbeat: 9ms", "10ms");
         refused(|c| c.raft.election_min = Duration::from_millis(599), "election-min: 599ms", "600ms");
         refused(|c| c.raft.election_max = Duration::from_millis(600), "election-max: 600ms", "longer");

@@ -21,6 +21,20 @@ macro_rules! failpoint {
     };
 }
 
+/// `failpoint_hit!("room.step")`: whether the environment asks for the fault that stands behind this name (`return`).
+/// For faults that are neither a death nor an I/O error. Debug builds only.
+#[cfg(debug_assertions)]
+#[macro_export]
+macro_rules! failpoint_hit {
+    ($name:literal) => {{
+        fn hit() -> bool {
+            ::fail::fail_point!($name, |_| true);
+            false
+        }
+        hit()
+    }};
+}
+
 /// Reads `FAILPOINTS`. Called once, when the process starts.
 pub fn setup() {
     #[cfg(debug_assertions)]

@@ -3,6 +3,7 @@
 pub mod batcher;
 pub mod cli;
 pub mod config;
+pub mod durable;
 pub mod failpoint;
 pub mod guest;
 pub mod http;

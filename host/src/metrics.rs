@@ -53,6 +53,18 @@ pub struct Metrics {
     pub queue_bytes: Gauge<u64, AtomicU64>,
     pub store_keys: Gauge<u64, AtomicU64>,
     pub store_bytes: Gauge<u64, AtomicU64>,
+    pub idempotency_keys: Gauge<u64, AtomicU64>,
+    pub idempotency_bytes: Gauge<u64, AtomicU64>,
+    /// Commands that were not run because their keys were known.
+    pub replays: Counter,
+    pub quarantined: Gauge<u64, AtomicU64>,
+    pub held: Gauge<u64, AtomicU64>,
+    pub audits: Counter,
+    pub audited_index: Gauge<u64, AtomicU64>,
+    pub disk_free_bytes: Gauge<u64, AtomicU64>,
+    pub disk_used_bytes: Gauge<u64, AtomicU64>,
+    /// 1 while commands are refused for want of room.
+    pub disk_low: Gauge<u64, AtomicU64>,
     pub log: LogFigures,
     pub snapshots: SnapshotFigures,
 }
@@ -105,6 +117,16 @@ impl Default for Metrics {
             queue_bytes: Gauge::default(),
             store_keys: Gauge::default(),
             store_bytes: Gauge::default(),
+            idempotency_keys: Gauge::default(),
+            idempotency_bytes: Gauge::default(),
+            replays: Counter::default(),
+            quarantined: Gauge::default(),
+            held: Gauge::default(),
+            audits: Counter::default(),
+            audited_index: Gauge::default(),
+            disk_free_bytes: Gauge::default(),
+            disk_used_bytes: Gauge::default(),
+            disk_low: Gauge::default(),
             log: LogFigures::default(),
             snapshots: SnapshotFigures::default(),
             registry: Registry::default(),
@@ -119,7 +141,13 @@ impl Default for Metrics {
         registry.register("http_connections", "Client connections open now", m.connections_open.clone());
         registry.register("batches_sealed", "Batches sealed on this node, by what made it seal", m.sealed.clone());
         registry.register("batch_commands", "Commands in the batches sealed on this node", m.batch_commands.clone());
+        registry.register(
+            "replays",
+            "Commands answered as the first one with their idempotency key",
+            m.replays.clone(),
+        );
         registry.register("read_rounds", "Rounds of queries", m.read_rounds.clone());
+        registry.register("audits", "Comparisons of all nodes' digests, as leader", m.audits.clone());
         let histograms = [
             ("queue", "Wait of a command until its batch is sealed", &m.queue_seconds),
             ("guest", "One module run over one batch", &m.guest_seconds),
@@ -135,6 +163,14 @@ impl Default for Metrics {
             ("queue_bytes", "Bytes of commands that are not answered yet", &m.queue_bytes),
             ("store_keys", "Keys in the store", &m.store_keys),
             ("store_bytes", "Bytes of keys and values in the store", &m.store_bytes),
+            ("idempotency_keys", "Idempotency keys that are kept", &m.idempotency_keys),
+            ("idempotency_bytes", "Bytes of these keys and their replies", &m.idempotency_bytes),
+            ("quarantined", "1 if this node's state differs from the majority's", &m.quarantined),
+            ("held", "1 if this node applies nothing: an entry killed it, or it isn't known who is right", &m.held),
+            ("audited_index", "Log index at which a majority was last found to agree, as leader", &m.audited_index),
+            ("disk_free_bytes", "Bytes free on the node's file system", &m.disk_free_bytes),
+            ("disk_used_bytes", "Bytes of the files in the node's directory", &m.disk_used_bytes),
+            ("disk_low", "1 while commands are refused for want of room on the disk", &m.disk_low),
         ];
         for (name, help, gauge) in gauges {
             registry.register(name, help, gauge.clone());

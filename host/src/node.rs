@@ -23,19 +23,21 @@ use crate::batcher::{Batcher, Propose, ReadPort, Reads, Tickets};
 use crate::config::NodeConfig;
 use crate::guest::{Engine, Limits, Module};
 use crate::http::{
-    AdminServer, Api, Consistency, HttpLimits, HttpMetrics, Member, MemberRole, ModuleStatus, RequestClass, Server,
-    Status, StatusClass,
+    AdminServer, Api, Consistency, DiskStatus, HoldStatus, HttpLimits, HttpMetrics, IdempotencyStatus, Member,
+    MemberRole, ModuleStatus, QuarantineStatus, RequestClass, Server, Status, StatusClass,
 };
-use crate::log::{LogOptions, SledLog};
+use crate::log::{LogOptions, SledLog, Space};
 use crate::metrics::Metrics;
 use crate::outcome::{Answer, CommandReply, Refusal};
 use crate::raft::identity::{Identity, random};
-use crate::raft::types::{BatchId, Kind, LogId};
-use crate::raft::{Bootstrap, Consensus, Parts, Proposals, Refused, Stamp};
+
+use crate::raft::types::{BatchId, Entry, Kind, LogId};
+use crate::raft::{Bootstrap, Consensus, Parts, Proposals, Refused, Stamp, quarantine};
+use crate::state_machine::health::{Health, Why};
+use crate::state_machine::sessions::SessionLimits;
 use crate::state_machine::snapshot::Snapshots;
-use crate::state_machine::{Activation, Applied, Queries, StateMachine, View};
+use crate::state_machine::{Activation, Applied, Backlog, Gate, Held, Queries, StateMachine, View};
 use backup::Backups;
-use starting::may_serve;
 
 pub use starting::mark_for_rejoin;
 
@@ -84,18 +86,23 @@ impl Node {
         let snapshots = tokio::task::spawn_blocking(move || Snapshots::open(&dir)).await??;
         starting::prepare(&config, identity, &mut log, &snapshots, &clients, client_limits(&config)).await?;
 
+        let gate = Gate::open(&config.dir, &config.skip, quarantine::read(&config.dir)?)?;
+        let space = Space::start(&config.dir, config.disk.clone())?;
         let metrics = Arc::new(Metrics::default());
         let tickets = Tickets::new(config.id, random());
+        let backlog = Box::new(LogAgain { log: log.clone(), runtime: tokio::runtime::Handle::current() });
+        let held = Held { gate: gate.clone(), backlog };
         let (state_machine, view) =
-            StateMachine::start(engine.clone(), snapshots.clone(), tickets.clone(), metrics.clone())?;
+            StateMachine::start(engine.clone(), snapshots.clone(), tickets.clone(), metrics.clone(), held)?;
         let bootstrap = plan_bootstrap(&config, &mut identity, &engine, &view)?;
-        let stamp_view = view.clone();
+        let (stamp_gate, serving_gate) = (gate.clone(), gate.clone());
         let parts = Parts {
             dir: config.dir.clone(),
             identity,
             addresses: config.peers.clone(),
             timing: config.raft.clone(),
             log: log.clone(),
+            space: space.clone(),
             state_machine,
             view: view.clone(),
             snapshots,
@@ -104,19 +111,22 @@ impl Node {
             listener: peers,
             refused: tickets.clone(),
             stamp: Box::new(move || {
-                let state = stamp_view.borrow();
-                let digest = state.digest[..16].try_into().expect("32 bytes have 16");
-                Stamp { index: state.applied_index(), digest }
+                let (index, digest) = stamp_gate.stamp();
+                Stamp { index, digest }
             }),
             bootstrap,
+            gate: gate.clone(),
+            checks: config.checks.clone(),
             snapshot_bandwidth: config.snapshots.bandwidth as u64,
-            may_serve: may_serve(&config.dir),
+            may_serve: Box::new(move || serving_gate.may_serve()),
         };
         let consensus = Arc::new(Consensus::start(parts).await?);
 
         let queries = Queries::start(std::thread::available_parallelism().map_or(2, usize::from).max(2))?;
         let deadline = config.limits.request_timeout;
-        let port = Arc::new(Port { proposals: consensus.proposals.clone(), view: view.clone(), queries, tickets });
+        let port =
+            Port { proposals: consensus.proposals.clone(), view: view.clone(), queries, tickets, gate: gate.clone() };
+        let port = Arc::new(port);
         let tickets = port.tickets.clone();
         let batching = config.batching.clone();
         let queue_bytes_max = config.limits.queue_bytes_max;
@@ -128,8 +138,11 @@ impl Node {
             batcher: batcher.clone(),
             reads,
             view,
+            gate,
             consensus: consensus.clone(),
             log: log.clone(),
+            space,
+            quota_bytes: config.disk.quota_bytes,
             metrics,
             http: OnceLock::new(),
             admin_address,
@@ -275,11 +288,16 @@ struct Port {
     view: View,
     queries: Queries,
     tickets: Arc<Tickets>,
+    gate: Arc<Gate>,
 }
 
 impl Propose for Port {
     async fn propose(&self, sequence: u64, batch: Bytes) -> Option<u64> {
         self.proposals.propose(self.tickets.id(sequence), Kind::Batch, batch).await.ok()
+    }
+
+    fn refusal(&self) -> Option<Refusal> {
+        self.proposals.no_room().map(Refusal::DiskFull)
     }
 }
 
@@ -298,8 +316,35 @@ impl ReadPort for Port {
     async fn run(&self, batch: Vec<u8>, count: usize) -> Result<(u64, u64, Vec<CommandReply>), String> {
         let state = self.view.borrow().clone();
         let (index, term) = state.applied.map_or((0, 0), |l| (l.index, l.leader_id.term));
-        Ok((index, term, self.queries.run(state, batch, count).await?))
+        let replies = self.queries.run(state, batch, count).await?;
+        // Asked at the end: what was read may have been wrong already.
+        self.gate.may_serve()?;
+        Ok((index, term, replies))
     }
+}
+
+/// The log, for entries that were held when they came.
+struct LogAgain {
+    log: SledLog,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Backlog for LogAgain {
+    fn read(&self, start: u64, end: u64) -> std::io::Result<Vec<Entry>> {
+        use openraft::RaftLogReader;
+        let mut log = self.log.clone();
+        self.runtime.block_on(log.limited_get_log_entries(start, end))
+    }
+}
+
+fn hold_status(health: &Health) -> Option<HoldStatus> {
+    if let Some(doubt) = &health.doubt {
+        let reason = if matches!(doubt.why, Why::NoMajority { .. }) { "no-majority" } else { "suspicion" };
+        return Some(HoldStatus { reason, index: doubt.index, skip: None, detail: doubt.to_string() });
+    }
+    let poison = health.poison.as_ref()?;
+    let skip = Some(format!("{}:{}", poison.index, poison.checksum));
+    Some(HoldStatus { reason: "entry", index: poison.index, skip, detail: poison.to_string() })
 }
 
 /// What clients reach.
@@ -309,16 +354,30 @@ struct Service {
     batcher: Batcher,
     reads: Reads,
     view: View,
+    gate: Arc<Gate>,
     consensus: Arc<Consensus>,
     log: SledLog,
+    space: Space,
+    quota_bytes: u64,
     metrics: Arc<Metrics>,
     http: OnceLock<Arc<HttpMetrics>>,
     admin_address: Option<SocketAddr>,
 }
 
 impl Service {
-    /// Refuses what comes too early.
-    fn open(&self) -> Result<(), Refusal> {
+    /// Refuses what comes too early, or to a node whose state can't be trusted. `fresh`: it needs the newest state.
+    fn open(&self, fresh: bool) -> Result<(), Refusal> {
+        let Health { quarantine, doubt, poison } = self.gate.health();
+        if let Some(quarantine) = quarantine {
+            return Err(Refusal::Quarantined(quarantine.to_string()));
+        }
+        if let Some(doubt) = doubt {
+            return Err(Refusal::Held(doubt.to_string()));
+        }
+        // What was applied before is right: a stale read may have it.
+        if let Some(poison) = poison.filter(|_| fresh) {
+            return Err(Refusal::Held(poison.to_string()));
+        }
         if self.consensus.proposals.is_founding() {
             return Err(Refusal::Founding);
         }
@@ -328,23 +387,38 @@ impl Service {
         }
         Ok(())
     }
+
+    fn disk(&self) -> DiskStatus {
+        let state = self.space.state();
+        DiskStatus {
+            free_bytes: state.free_bytes,
+            used_bytes: state.used_bytes,
+            quota_bytes: (self.quota_bytes > 0).then_some(self.quota_bytes),
+            low: state.shortage.is_some(),
+        }
+    }
 }
 
 impl Api for Service {
     async fn command(&self, request: Request) -> Result<Answer, Refusal> {
-        self.open()?;
+        self.open(true)?;
+        if let Some(why) = self.consensus.proposals.no_room() {
+            return Err(Refusal::DiskFull(why));
+        }
         self.batcher.submit(request).await
     }
 
     async fn query(&self, request: Request, consistency: Consistency) -> Result<Answer, Refusal> {
-        self.open()?;
-        self.reads.query(request, consistency == Consistency::Stale).await
+        let stale = consistency == Consistency::Stale;
+        self.open(!stale)?;
+        self.reads.query(request, stale).await
     }
 
     fn status(&self) -> Status {
         let raft = self.consensus.status();
         let state = self.view.borrow().clone();
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let health = self.gate.health();
         let role = |votes| if votes { MemberRole::Voter } else { MemberRole::Learner };
         Status {
             node_id: self.node,
@@ -368,6 +442,20 @@ impl Api for Service {
             boot_id: format!("{:016x}", self.batcher.boot()),
             uptime_seconds: self.started.elapsed().as_secs(),
             queue_bytes: self.batcher.queue_bytes() as u64,
+            idempotency: {
+                let SessionLimits { window_ms, keys_max, bytes_max } = state.session_limits();
+                let (keys, bytes) = (state.sessions.keys(), state.sessions.bytes());
+                IdempotencyStatus { window_ms, keys, keys_max, bytes, bytes_max }
+            },
+            hold: hold_status(&health),
+            quarantine: health.quarantine.map(|q| QuarantineStatus {
+                what: q.what.to_string(),
+                index: q.index,
+                ours: q.ours,
+                theirs: q.theirs,
+                time_ms: q.time_ms,
+            }),
+            disk: self.disk(),
             admin_address: self.admin_address.map(|a| a.to_string()),
         }
     }
@@ -385,8 +473,12 @@ impl Api for Service {
         if self.consensus.proposals.is_founding() {
             return Err("the cluster isn't complete yet; its first node waits for the others".into());
         }
-        if let Some(progress) = self.consensus.fetching() {
-            return Err(progress);
+        self.gate.may_serve()?;
+        if let Some(poison) = self.gate.health().poison {
+            return Err(poison.to_string());
+        }
+        if let Some(why) = self.space.state().shortage {
+            return Err(format!("the disk is nearly full, only reads are answered: {why}"));
         }
         let state = self.view.borrow().clone();
         if state.module.is_none() {
@@ -416,12 +508,18 @@ impl Api for Service {
         m.queue_bytes.set(self.batcher.queue_bytes() as u64);
         m.store_keys.set(state.map.len());
         m.store_bytes.set(state.map.bytes());
+        m.idempotency_keys.set(state.sessions.keys());
+        m.idempotency_bytes.set(state.sessions.bytes());
         let log = self.log.metrics();
         m.log.entries.set(log.entries.load(Relaxed));
         m.log.bytes.set(log.bytes.load(Relaxed));
         m.log.fsyncs.set(log.fsyncs.load(Relaxed));
         m.log.fsync_seconds.set(log.fsync_us.load(Relaxed) as f64 / 1e6);
         m.log.flush_seconds.set(log.flush_us.load(Relaxed) as f64 / 1e6);
+        let disk = self.disk();
+        m.disk_free_bytes.set(disk.free_bytes);
+        m.disk_used_bytes.set(disk.used_bytes);
+        m.disk_low.set(u64::from(disk.low));
         m.log.tail_bytes.set(log.tail_bytes.load(Relaxed));
         if let Some(http) = self.http.get() {
             for class in RequestClass::ALL {

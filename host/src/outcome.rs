@@ -4,7 +4,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use raftlet_machine::{ArchivedReply, Replies};
+use raftlet_machine::{ArchivedReply, Replies, Reply};
 
 /// A request that was executed.
 #[derive(Debug, Clone)]
@@ -22,6 +22,8 @@ pub enum CommandReply {
     Module(ModuleReply),
     /// The host's answer in the module's place. The same on every replica; the command's writes were dropped.
     Failed(Failure),
+    /// What the first command with this idempotency key was answered, which is one of the others. This one was not run.
+    Replayed(Box<CommandReply>),
 }
 
 /// One reply inside an archive that was validated. Cloning is cheap.
@@ -117,6 +119,12 @@ impl ModuleReply {
         &replies.replies[self.position]
     }
 
+    /// An archive of this reply alone, in memory of its own: the one it is in has those of a whole batch.
+    pub fn to_archive(&self) -> Vec<u8> {
+        let reply = rkyv::deserialize::<Reply, rkyv::rancor::Error>(self.get());
+        Replies { replies: vec![reply.expect("a validated archive can be read")] }.to_bytes()
+    }
+
     /// The body, cut out of the archive without a copy.
     pub fn body(&self) -> Bytes {
         self.archive.slice_ref(self.get().body.as_slice())
@@ -141,6 +149,14 @@ impl fmt::Display for Failure {
 }
 
 impl CommandReply {
+    /// The reply itself, whoever got it first.
+    pub fn original(&self) -> &CommandReply {
+        match self {
+            CommandReply::Replayed(first) => first.original(),
+            own => own,
+        }
+    }
+
     /// The replies of a whole archive, in order. Validates it.
     pub fn split(archive: Bytes) -> Result<Vec<CommandReply>, raftlet_machine::InvalidArchive> {
         let count = Replies::access(&archive)?.replies.len();

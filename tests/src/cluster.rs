@@ -13,9 +13,11 @@ use serde::Deserialize;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::clocks;
 use crate::http::Client;
 use crate::ports::Reserved;
 use crate::process::{Process, Signal, Usage, assert_no_panic, tail, usage};
+use crate::proxy::{self, Network};
 use crate::slots::{self, Slot};
 use crate::wait;
 
@@ -32,7 +34,8 @@ const TAIL_LINES: usize = 40;
 pub struct Cluster {
     // Dropped first, so that nobody writes into the folder when it goes.
     nodes: Vec<Node>,
-    peers: String,
+    peers: Vec<(u64, SocketAddr)>,
+    network: Option<Network>,
     options: Options,
     folder: TempDir,
     _slot: Option<Slot>,
@@ -45,6 +48,10 @@ pub struct Options {
     pub module: Option<PathBuf>,
     /// More arguments for every node.
     pub args: Vec<OsString>,
+    /// The nodes reach each other through a [`Network`] that can be cut and slowed.
+    pub proxied: bool,
+    /// Each node has a time of day of its own (`clocks.rs`).
+    pub clocks: bool,
 }
 
 #[derive(Debug)]
@@ -114,9 +121,10 @@ impl Cluster {
             started_before: false,
         };
         let nodes: Vec<Node> = (1..=nodes).map(node).collect();
-        let peers: Vec<String> = nodes.iter().map(|n| format!("{}={}", n.id, n.peer.address())).collect();
+        let peers: Vec<(u64, SocketAddr)> = nodes.iter().map(|n| (n.id, n.peer.address())).collect();
+        let network = options.proxied.then(|| Network::between(&peers).expect("ports for the links"));
         let folder = tempfile::Builder::new().prefix("raftlet-test-").tempdir().expect("a temporary folder");
-        Cluster { peers: peers.join(","), nodes, options, folder, _slot: slot }
+        Cluster { peers, network, nodes, options, folder, _slot: slot }
     }
 
     pub fn ids(&self) -> impl Iterator<Item = u64> + use<> {
@@ -159,7 +167,7 @@ impl Cluster {
         args.extend(["--dir".into(), self.data(id).into()]);
         args.extend(["--listen".into(), node.listen.address().to_string().into()]);
         args.extend(["--peer-listen".into(), node.peer.address().to_string().into()]);
-        args.extend(["--peers".into(), self.peers.clone().into()]);
+        args.extend(["--peers".into(), proxy::peer_list(self.network.as_ref(), &self.peers, id).into()]);
         if bootstrap {
             args.push("--bootstrap".into());
             if let Some(module) = &self.options.module {
@@ -168,6 +176,15 @@ impl Cluster {
         }
         args.extend(self.options.args.iter().cloned());
         args
+    }
+
+    /// The network between the nodes.
+    ///
+    /// # Panics
+    /// If the cluster was started without [`Options::proxied`].
+    #[track_caller]
+    pub fn network(&self) -> &Network {
+        self.network.as_ref().expect("the cluster is proxied")
     }
 
     /// Starts a node that does not run. Node 1 bootstraps at its first start. Does not wait.
@@ -185,9 +202,11 @@ impl Cluster {
     /// Starts a node that does not run with these arguments.
     pub fn restart_as(&mut self, id: u64, args: &[OsString]) {
         let folder = self.folder.path().to_owned();
+        let clock = self.options.clocks.then(|| clocks::environment(&folder, id)).into_iter().flatten();
         let node = self.node_mut(id);
         assert!(node.process.is_none(), "node {id} runs already");
-        let environment = std::mem::take(&mut node.environment);
+        let mut environment = std::mem::take(&mut node.environment);
+        environment.extend(clock);
         node.process = Some(Process::start_in(&format!("node-{id}"), &folder, args, &environment, Signal::KILL));
         node.started_before = true;
         node.paused = false;
@@ -258,6 +277,10 @@ impl Cluster {
     /// How the node ended, if it did.
     pub fn exited(&mut self, id: u64) -> Option<ExitStatus> {
         self.node_mut(id).process.as_mut().and_then(Process::exited)
+    }
+
+    pub fn is_paused(&self, id: u64) -> bool {
+        self.node(id).paused
     }
 
     pub fn is_running(&self, id: u64) -> bool {

@@ -6,19 +6,31 @@
 //! run), `RAFTLET_TEST_CLUSTERS` (how many clusters run at a time, 2 by default), and how long the proofs take
 //! (`RAFTLET_KILLS`, `RAFTLET_SOAK_SECONDS`, ...; `docs/reliability.md` has all).
 
+pub mod checker;
+pub mod clock;
+pub mod clocks;
 pub mod cluster;
+pub mod disk_replay;
+pub mod failpoints;
 pub mod features;
+pub mod history;
 pub mod http;
 pub mod launcher;
 pub mod load;
+pub mod model;
+pub mod nemesis;
 pub mod paths;
 pub mod payload;
 pub mod ports;
 pub mod process;
+pub mod proxy;
+pub mod rot;
 pub mod sample;
 pub mod seed;
 pub mod slots;
+pub mod steady;
 pub mod wait;
+pub mod workload;
 
 pub use cluster::{Cluster, Status};
 pub use http::{Client, Response};

@@ -26,6 +26,19 @@ pub fn guest(name: &str) -> PathBuf {
     path
 }
 
+/// The recorder of file operations, to be loaded below a process: `RAFTLET_RECORDER`, else the dev build of this
+/// workspace.
+pub fn recorder() -> PathBuf {
+    let built = || target().join("debug/libraftlet_recorder.so");
+    let path = env::var_os("RAFTLET_RECORDER").map_or_else(built, PathBuf::from);
+    assert!(
+        path.is_file(),
+        "there is no recorder at {}; build it with `cargo build -p raftlet-recorder`, or set RAFTLET_RECORDER",
+        path.display()
+    );
+    path
+}
+
 /// The workspace's target folder, also when `CARGO_TARGET_DIR` moved it.
 fn target() -> PathBuf {
     // A test binary is target/debug/deps/NAME.

@@ -17,13 +17,6 @@ fn start(nodes: u64) -> Cluster {
     Cluster::start_with(nodes, Options { args, ..Options::default() })
 }
 
-/// Few keys, written over and over: the state stays smaller than the log that makes a snapshot due.
-const KEYS: usize = 10;
-
-fn path(number: usize) -> String {
-    format!("/kv/k{}", number % KEYS)
-}
-
 /// Files in the node's folder of snapshots whose names end or begin like this, the newest first.
 fn files(data: &Path, matches: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     let Ok(folder) = fs::read_dir(data.join("snapshots")) else { return Vec::new() };
@@ -45,7 +38,8 @@ fn value(number: usize) -> Vec<u8> {
     value
 }
 
-/// Writes number `from` and onwards until every node has made `count` more snapshots. Returns the next number.
+/// Writes the keys `from` and onwards until every node has made snapshots up to `count` times. Returns how many keys
+/// there are.
 fn write_until_snapshots(cluster: &Cluster, from: usize, count: u64) -> usize {
     let before: Vec<_> = cluster.ids().map(|id| built(cluster, id)).collect();
     let mut number = from;
@@ -61,7 +55,7 @@ fn write(cluster: &Cluster, number: usize) {
     let node = 1 + (number as u64 % cluster.ids().count() as u64);
     let mut client = cluster.client(node);
     wait::until("a write is acknowledged", PROGRESS_WITHIN, || {
-        let result = client.put(&path(number), &value(number));
+        let result = client.put(&format!("/kv/k{number}"), &value(number));
         (Fate::of(&result) == Fate::Acknowledged).then_some(())
     });
 }
@@ -83,13 +77,12 @@ fn built(cluster: &Cluster, id: u64) -> u64 {
     metric(cluster, id, "raftlet_snapshots_built_total")
 }
 
-/// The last values of all keys, on every node. `count`: the number that would be written next.
 #[track_caller]
 fn assert_values(cluster: &Cluster, count: usize) {
     for id in cluster.ids() {
         let mut client = cluster.client(id);
-        for number in count.saturating_sub(KEYS)..count {
-            let found = client.get(&path(number)).expect("an answer");
+        for number in 0..count {
+            let found = client.get(&format!("/kv/k{number}")).expect("an answer");
             assert!(found.status == 200 && found.body == value(number), "node {id}, key {number}: {found}");
         }
     }
@@ -190,7 +183,8 @@ fn the_disk_is_not_filled_by_what_is_overwritten() {
     let cluster = start(1);
     let mut client = cluster.client(1);
     for number in 0..BYTES / VALUE_BYTES {
-        let put = client.put(&path(number), &value(number)).unwrap();
+        // Ten keys, over and over: the state stays small, the log would not.
+        let put = client.put(&format!("/kv/k{}", number % 10), &value(number)).unwrap();
         assert!(put.is_success(), "{put}");
     }
     wait::until("the log is purged", PROGRESS_WITHIN, || {
@@ -230,7 +224,7 @@ fn a_crash_at_any_step_of_a_snapshot_loses_nothing() {
         cluster.restart(victim);
         wait::until(&format!("node {victim} dies at {step}"), PROGRESS_WITHIN + START_WITHIN, || {
             let others = cluster.ids().find(|id| *id != victim).unwrap();
-            let put = cluster.client(others).put(&path(count), &value(count));
+            let put = cluster.client(others).put(&format!("/kv/k{count}"), &value(count));
             if Fate::of(&put) == Fate::Acknowledged {
                 count += 1;
             }

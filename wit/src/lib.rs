@@ -15,12 +15,17 @@ extern crate self as raftlet_machine;
 #[doc(hidden)]
 pub use wit_bindgen::rt as wit_bindgen_rt;
 
+/// The header by which the host recognizes a repeated command. It reaches a command's module as the bare key, whether
+/// the client sent it quoted or not, and never reaches a query: there it means nothing.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
 /// The request headers a module gets to see, in lower case. All others stay with the host.
-pub const FORWARDED_HEADERS: [&str; 10] = [
+pub const FORWARDED_HEADERS: [&str; 11] = [
     "accept",
     "authorization",
     "content-encoding",
     "content-type",
+    IDEMPOTENCY_KEY,
     "if-match",
     "if-modified-since",
     "if-none-match",

@@ -17,5 +17,8 @@ pub const KEY_BYTES_MAX: usize = 4 << 10;
 /// Bytes of a value in the store: a whole request body and 64 KiB of the module's own. A longer one traps.
 pub const VALUE_BYTES_MAX: usize = REQUEST_BODY_BYTES_MAX + (64 << 10);
 
+/// Bytes of an idempotency key, all of them visible ASCII. At least 1.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+
 // The archive's relative pointers have 32 bits, one of them the sign.
 const _: () = assert!(REPLIES_BYTES_MAX < i32::MAX as usize);

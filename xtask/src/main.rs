@@ -1,8 +1,11 @@
 //! `cargo xtask ...`: the commands that developers and CI run. This file reads the command line; `guests.rs` builds
-//! the Wasm modules, `toolchain.rs` finds or gets their compiler, `checks.rs` is the whole test run.
+//! the Wasm modules, `toolchain.rs` finds or gets their compiler, `checks.rs` is the whole test run, `proof.rs` and
+//! `planted.rs` are the long proofs.
 
 mod checks;
 mod guests;
+mod planted;
+mod proof;
 mod toolchain;
 
 use std::path::{Path, PathBuf};
@@ -39,12 +42,13 @@ fn run() -> Result<()> {
     sh.change_dir(workspace());
     match args.as_slice() {
         ["test"] => checks::test(&sh),
+        ["proof", args @ ..] => proof::run(&sh, args),
         ["guests", options @ ..] => guests::build(&sh, &guest_options(options)?).map(drop),
         [] | ["help" | "--help" | "-h"] => {
-            println!("{USAGE}");
+            println!("{USAGE}\n{}", proof::USAGE);
             Ok(())
         }
-        other => bail!("unknown command: {}\n\n{USAGE}", other.join(" ")),
+        other => bail!("unknown command: {}\n\n{USAGE}\n{}", other.join(" "), proof::USAGE),
     }
 }
 

@@ -34,6 +34,11 @@ pub trait Propose: Send + Sync + 'static {
     /// Hands an archived batch to the leader, waiting for one as long as it takes. Returns the term it was handed
     /// over for: it is applied as an entry of that term, or never. None: this node is stopping.
     fn propose(&self, sequence: u64, batch: Bytes) -> impl Future<Output = Option<u64>> + Send;
+
+    /// Why it makes no sense to hand over a batch again that was refused; none: it does.
+    fn refusal(&self) -> Option<Refusal> {
+        None
+    }
 }
 
 /// Where requests wait. Cloning is cheap.
@@ -298,20 +303,24 @@ async fn see_through<P: Propose>(
     deadline: Instant,
 ) {
     let waited_ms = || start.elapsed().as_millis() as u64;
+    let no_leader = || port.refusal().unwrap_or(Refusal::NoLeader { waited_ms: waited_ms() });
     loop {
         match tokio::time::timeout_at(deadline, port.propose(sequence, archive.clone())).await {
             // Cut off before it was handed over, and what was handed over earlier was certainly not logged.
-            Err(_) => return tickets.refuse(sequence, &Refusal::NoLeader { waited_ms: waited_ms() }),
+            Err(_) => return tickets.refuse(sequence, &no_leader()),
             Ok(None) => return tickets.refuse(sequence, &Refusal::ShuttingDown),
             Ok(Some(term)) => tickets.handed_over(sequence, term),
         }
         match tokio::time::timeout_at(deadline, tickets.fate(sequence)).await {
             Ok(Fate::Applied) => return,
             Ok(Fate::NotLogged) => {
-                if Instant::now() + REFUSED_PAUSE >= deadline {
-                    return tickets.refuse(sequence, &Refusal::NoLeader { waited_ms: waited_ms() });
+                if Instant::now() + REFUSED_PAUSE >= deadline || port.refusal().is_some() {
+                    return tickets.refuse(sequence, &no_leader());
                 }
                 tokio::time::sleep(REFUSED_PAUSE).await;
+                if !tickets.is_open(sequence) {
+                    return;
+                }
             }
             Err(_) => return tickets.refuse(sequence, &Refusal::Timeout { waited_ms: waited_ms() }),
         }

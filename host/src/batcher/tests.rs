@@ -1,6 +1,8 @@
 //! The sealing rules under paused time, and what becomes of batches that are refused, lost or late. The port to the
 //! log is a double here: faults like a leader that refuses twice can't be had on demand from a real one.
 
+mod handed_over;
+
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -101,9 +103,9 @@ fn reply(body: &[u8]) -> Reply {
 }
 
 fn body(result: Result<Answer, Refusal>) -> Vec<u8> {
-    match result.unwrap().reply {
+    match result.unwrap().reply.original() {
         CommandReply::Module(reply) => reply.body().to_vec(),
-        CommandReply::Failed(failure) => panic!("{failure}"),
+        other => panic!("{other:?}"),
     }
 }
 

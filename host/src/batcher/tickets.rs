@@ -126,6 +126,11 @@ impl Tickets {
         }
     }
 
+    /// Somebody waits for this batch.
+    pub(super) fn is_open(&self, sequence: u64) -> bool {
+        self.lock().tickets.contains_key(&sequence)
+    }
+
     /// No batch of this node is on its way.
     pub(super) fn is_pipe_idle(&self) -> bool {
         self.lock().tickets.is_empty()
@@ -189,7 +194,8 @@ impl Tickets {
     }
 
     /// The state was replaced by a snapshot, and any batch of this node's that was on its way may be in it. They are all
-    /// closed: the term rule needs every entry to be applied here.
+    /// closed: the term rule needs every entry to be applied here. Must be called before [`Tickets::term_began`] is for
+    /// an entry behind the snapshot, or that would take such a batch for one that was never logged.
     pub fn replaced(&self) {
         let open: Vec<u64> = self.lock().tickets.keys().copied().collect();
         for sequence in open {

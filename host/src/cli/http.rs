@@ -13,6 +13,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
 use hyper::header::{CONTENT_LENGTH, HOST, HeaderValue};
 use hyper_util::rt::TokioIo;
+use raftlet_machine::IDEMPOTENCY_KEY;
 use tokio::net::TcpStream;
 
 pub use hyper::{Method, StatusCode};
@@ -158,11 +159,26 @@ impl Connection {
         body: Bytes,
         into: &mut BytesMut,
     ) -> anyhow::Result<StatusCode> {
+        self.send_keyed(method, path, None, body, into).await
+    }
+
+    /// The same with an idempotency key: however often it is sent, it happens once.
+    pub async fn send_keyed(
+        &mut self,
+        method: Method,
+        path: &str,
+        key: Option<&str>,
+        body: Bytes,
+        into: &mut BytesMut,
+    ) -> anyhow::Result<StatusCode> {
         into.clear();
         let mut request = hyper::Request::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() = path.parse()?;
         request.headers_mut().insert(HOST, self.host.clone());
+        if let Some(key) = key {
+            request.headers_mut().insert(IDEMPOTENCY_KEY, HeaderValue::from_str(&format!("\"{key}\""))?);
+        }
         let Connection { sender, wire, .. } = self;
         let exchange = async {
             sender.ready().await?;
@@ -246,13 +262,15 @@ mod tests {
         let mut body = BytesMut::new();
         let status = connection.send(Method::GET, "/kv/a", Bytes::new(), &mut body).await.unwrap();
         assert_eq!((status.as_u16(), &body[..]), (200, &b"hi"[..]));
-        let status = connection.send(Method::PUT, "/kv/a", Bytes::from_static(b"x!"), &mut body).await.unwrap();
+        let sent = Bytes::from_static(b"x!");
+        let status = connection.send_keyed(Method::PUT, "/kv/a", Some("k-1"), sent, &mut body).await.unwrap();
         assert_eq!((status.as_u16(), &body[..]), (204, &b""[..]));
         let status = connection.send(Method::GET, "/kv/b", Bytes::new(), &mut body).await.unwrap();
         assert_eq!((status.as_u16(), &body[..]), (404, &b"abc"[..]));
         let seen = served.await.unwrap();
         assert!(seen.contains("PUT /kv/a HTTP/1.1\r\nhost: 127.0.0.1:"), "{seen}");
-        assert!(seen.contains("content-length: 2\r\n\r\nx!"), "{seen}");
+        assert!(seen.contains("content-length: 2\r\n") && seen.contains("\r\n\r\nx!"), "{seen}");
+        assert_eq!(seen.matches("idempotency-key: \"k-1\"\r\n").count(), 1, "{seen}");
         // The server is gone: an error, not a wait for ever.
         assert!(connection.send(Method::GET, "/kv/c", Bytes::new(), &mut body).await.is_err());
     }

@@ -12,6 +12,7 @@ use crate::config::ConfigError;
 pub mod bench;
 pub mod cluster;
 mod http;
+mod log;
 mod module;
 mod node;
 mod node_status;
@@ -43,6 +44,9 @@ enum Command {
     /// Look into modules
     #[command(subcommand)]
     Module(module::ModuleCommand),
+    /// Look into the log of a stopped node
+    #[command(subcommand)]
+    Log(log::LogCommand),
     /// Back a running cluster up, and make a new one from a backup
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
@@ -63,6 +67,7 @@ pub fn main() -> ExitCode {
         Command::Node(command) => command.run(),
         Command::Bench(args) => on_this_thread(bench::run(*args)),
         Command::Module(command) => command.run(),
+        Command::Log(command) => command.run(),
         Command::Snapshot(command) => command.run(),
     };
     match done {
@@ -104,6 +109,8 @@ mod tests {
             "raftlet bench --url http://a:1 --url http://b:2 --clients 50 --ops 50000 --value-bytes 100 --read-percent 0 --verify --json",
             "raftlet bench --batching off",
             "raftlet module check m.wasm",
+            "raftlet log inspect --dir d --json --from 5 --to 9 --limit 3 --commands",
+            "raftlet log verify --dir d --json",
             "raftlet cluster start --restore monday.snapshot --admin-port 6080 --snapshot-bandwidth 0",
             "raftlet node rejoin --dir data",
             "raftlet snapshot save monday.snapshot --admin 127.0.0.1:7081 --force",

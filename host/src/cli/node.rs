@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 use super::out::say;
 use super::settings::{FileKeys, Peers, SettingsArgs, cores};
 use super::signals::EndSignals;
-use crate::config::{ConfigError, NodeConfig};
+use crate::config::{ConfigError, NodeConfig, SkipEntry};
 use crate::node::Node;
 
 /// Where clients connect, if nothing is given. Loopback: whoever wants to be reached says so.
@@ -69,6 +69,10 @@ pub struct StartArgs {
     /// Module of a new cluster, with --bootstrap [default: the key-value module that is built in]
     #[arg(long, env = "RAFTLET_MODULE", value_name = "FILE")]
     pub module: Option<String>,
+    /// Leave this entry out: its commands are answered with an error and have no effect. As the status of a node that it
+    /// killed shows it; to be given on all nodes. It is remembered, and may be repeated for more entries
+    #[arg(long, value_name = "INDEX:CHECKSUM")]
+    pub skip_entry: Vec<SkipEntry>,
     #[command(flatten)]
     pub settings: SettingsArgs,
 }
@@ -118,6 +122,9 @@ fn configure(args: StartArgs) -> anyhow::Result<NodeConfig> {
         limits: shared.limits,
         raft: shared.raft,
         snapshots: shared.snapshots,
+        checks: shared.checks,
+        skip: args.skip_entry,
+        disk: shared.disk,
         worker_threads: shared.worker_threads,
         admin_listen: file.pick_optional(args.admin_listen, "admin-listen")?,
     };

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use clap::Args;
 use humantime::Duration;
 
-use crate::config::{BatchingConfig, ConfigError, HttpLimits, RaftTiming, SnapshotConfig};
+use crate::config::{BatchingConfig, ChecksConfig, ConfigError, DiskConfig, HttpLimits, RaftTiming, SnapshotConfig};
 
 /// The settings that `node start`, `cluster start` and the temporary cluster of `bench` share. None: not given as
 /// flag or in the environment.
@@ -70,6 +70,18 @@ pub struct SettingsArgs {
     /// [default: 64MiB]
     #[arg(long, env = "RAFTLET_SNAPSHOT_LOG_BYTES", value_name = "SIZE", help_heading = "Storage")]
     pub snapshot_log_bytes: Option<ByteSize>,
+    /// How often the leader compares the nodes' digests, if something was applied [default: 1s]
+    #[arg(long, env = "RAFTLET_AUDIT_INTERVAL", value_name = "TIME", help_heading = "Checks")]
+    pub audit_interval: Option<Duration>,
+    /// How often all nodes digest their whole content, if something was applied; 0s: never [default: 10min]
+    #[arg(long, env = "RAFTLET_CHECKPOINT_INTERVAL", value_name = "TIME", help_heading = "Checks")]
+    pub checkpoint_interval: Option<Duration>,
+    /// Room that is kept free on the disk: below it commands are refused until there is more [default: 256MiB]
+    #[arg(long, env = "RAFTLET_DISK_FREE_MIN", value_name = "SIZE", help_heading = "Disk")]
+    pub disk_free_min: Option<ByteSize>,
+    /// What each node's directory may take on the disk: beyond it commands are refused; 0: no limit [default: 0]
+    #[arg(long, env = "RAFTLET_DISK_QUOTA", value_name = "SIZE", help_heading = "Disk")]
+    pub disk_quota: Option<ByteSize>,
     /// Bytes a second of all snapshots that leave a node together; 0: no cap [default: 64MiB]
     #[arg(long, env = "RAFTLET_SNAPSHOT_BANDWIDTH", value_name = "SIZE", help_heading = "Storage")]
     pub snapshot_bandwidth: Option<ByteSize>,
@@ -92,6 +104,8 @@ pub struct Settings {
     pub limits: HttpLimits,
     pub raft: RaftTiming,
     pub snapshots: SnapshotConfig,
+    pub checks: ChecksConfig,
+    pub disk: DiskConfig,
     /// 0: automatic.
     pub worker_threads: usize,
 }
@@ -129,12 +143,28 @@ impl SettingsArgs {
             log_bytes: file.pick(self.snapshot_log_bytes, "snapshot-log-bytes", ByteSize(d.snapshots.log_bytes))?.0,
             bandwidth: file.pick(self.snapshot_bandwidth, "snapshot-bandwidth", ByteSize(d.snapshots.bandwidth))?.0,
         };
+        let c = d.checks;
+        let checks = ChecksConfig {
+            audit_interval: *file.pick(self.audit_interval, "audit-interval", c.audit_interval.into())?,
+            checkpoint_interval: *file.pick(
+                self.checkpoint_interval,
+                "checkpoint-interval",
+                c.checkpoint_interval.into(),
+            )?,
+        };
+        let size = |bytes: u64| ByteSize(usize::try_from(bytes).unwrap_or(usize::MAX));
+        let disk = DiskConfig {
+            free_min_bytes: file.pick(self.disk_free_min, "disk-free-min", size(d.disk.free_min_bytes))?.0 as u64,
+            quota_bytes: file.pick(self.disk_quota, "disk-quota", size(d.disk.quota_bytes))?.0 as u64,
+        };
         let worker_threads = file.pick(self.worker_threads, "worker-threads", d.worker_threads)?;
-        let settings = Settings { batching, limits, raft, snapshots, worker_threads };
+        let settings = Settings { batching, limits, raft, snapshots, checks, disk, worker_threads };
         settings.batching.validate()?;
         settings.limits.validate()?;
         settings.raft.validate()?;
         settings.snapshots.validate()?;
+        settings.checks.validate()?;
+        settings.disk.validate()?;
         Ok(settings)
     }
 }
@@ -152,7 +182,7 @@ impl Settings {
     /// As flags for a child process, which then needs neither our environment nor our file.
     pub fn to_flags(&self) -> Vec<String> {
         let time = |t: std::time::Duration| humantime::format_duration(t).to_string().replace(' ', "");
-        let (b, l, r) = (&self.batching, &self.limits, &self.raft);
+        let (b, l, r, c) = (&self.batching, &self.limits, &self.raft, &self.checks);
         [
             ("batching", Switch(b.enabled).to_string()),
             ("batch-max-ops", b.max_ops.to_string()),
@@ -169,6 +199,10 @@ impl Settings {
             ("election-min", time(r.election_min)),
             ("election-max", time(r.election_max)),
             ("snapshot-log-bytes", self.snapshots.log_bytes.to_string()),
+            ("audit-interval", time(c.audit_interval)),
+            ("checkpoint-interval", time(c.checkpoint_interval)),
+            ("disk-free-min", self.disk.free_min_bytes.to_string()),
+            ("disk-quota", self.disk.quota_bytes.to_string()),
             ("snapshot-bandwidth", self.snapshots.bandwidth.to_string()),
             ("worker-threads", self.worker_threads.to_string()),
         ]

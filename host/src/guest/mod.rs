@@ -16,7 +16,7 @@ mod reply;
 mod store;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use apply::{CULPRITS_MAX, Context};
 pub use engine::{Engine, EngineError, MEMORY_BYTES_CAP, STACK_BYTES};

@@ -30,7 +30,7 @@ pub(super) fn split(archive: Vec<u8>, expected: usize, limits: &Limits) -> Resul
 pub(super) fn first_invalid(replies: &[CommandReply]) -> Option<(usize, Failure)> {
     replies.iter().enumerate().find_map(|(at, reply)| match reply {
         CommandReply::Module(reply) => invalid(reply.get()).map(|why| (at, Failure::InvalidReply(why))),
-        CommandReply::Failed(_) => None,
+        CommandReply::Failed(_) | CommandReply::Replayed(_) => None,
     })
 }
 

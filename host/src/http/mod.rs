@@ -29,7 +29,9 @@ pub use admin::{Admin, AdminServer, Backup};
 pub use limits::HttpLimits;
 pub use metrics::{HttpMetrics, RequestClass, StatusClass};
 pub use server::Server;
-pub use status::{Member, MemberRole, ModuleStatus, Status};
+pub use status::{
+    DiskStatus, HoldStatus, IdempotencyStatus, Member, MemberRole, ModuleStatus, QuarantineStatus, Status,
+};
 
 use crate::outcome::{Answer, Refusal};
 

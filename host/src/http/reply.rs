@@ -13,11 +13,15 @@ pub(super) type Reply = Response<Full<Bytes>>;
 pub(super) const RAFTLET_INDEX: HeaderName = HeaderName::from_static("raftlet-index");
 pub(super) const RAFTLET_TERM: HeaderName = HeaderName::from_static("raftlet-term");
 
+/// Not in the draft, but what the large services answer a repeated key with.
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
 /// Headers that a module can't set: those of the connection (RFC 9110 §7.6.1), and those that the host sets itself.
-const HOST_HEADERS: [&str; 11] = [
+const HOST_HEADERS: [&str; 12] = [
     "connection",
     "content-length",
     "date",
+    "idempotent-replayed",
     "keep-alive",
     "proxy-authenticate",
     "proxy-authorization",
@@ -32,9 +36,17 @@ const HOST_HEADERS: [&str; 11] = [
 pub(super) fn from_answer(answer: Answer, mut headers: HeaderMap, version: Version, is_head: bool) -> Reply {
     headers.insert(RAFTLET_INDEX, HeaderValue::from(answer.index));
     headers.insert(RAFTLET_TERM, HeaderValue::from(answer.term));
-    match answer.reply {
-        CommandReply::Module(reply) => from_module(&reply, headers, version, is_head),
-        CommandReply::Failed(failure) => Problem::failed(&failure).into_reply(headers, version, is_head),
+    from_reply(&answer.reply, headers, version, is_head)
+}
+
+fn from_reply(reply: &CommandReply, mut headers: HeaderMap, version: Version, is_head: bool) -> Reply {
+    match reply {
+        CommandReply::Module(reply) => from_module(reply, headers, version, is_head),
+        CommandReply::Failed(failure) => Problem::failed(failure).into_reply(headers, version, is_head),
+        CommandReply::Replayed(first) => {
+            headers.insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+            from_reply(first, headers, version, is_head)
+        }
     }
 }
 

@@ -95,8 +95,11 @@ async fn command<A: Api>(
     body: &mut Incoming,
     method: Method,
 ) -> Result<Reply, Problem> {
+    let key = request::idempotency_key(&parts.headers)
+        .map_err(|why| Problem::bad_request("bad-idempotency-key", "The Idempotency-Key can't be used", why))?;
     let query = parts.uri.query().unwrap_or_default().to_owned();
-    let request = to_request(link, parts, body, method, query).await?;
+    let mut request = to_request(link, parts, body, method, query).await?;
+    request.headers.extend(key);
     let answer = link.app.api.command(request).await.map_err(|refusal| Problem::command_refused(&refusal))?;
     Ok(reply::from_answer(answer, emptied(parts), parts.version, false))
 }

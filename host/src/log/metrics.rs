@@ -38,7 +38,9 @@ pub struct LogMetrics {
     pub entries_per_fsync_last: AtomicU64,
     /// Entries read again from sled because the tail no longer had them.
     pub entries_read_from_disk: AtomicU64,
-    /// Bytes of the entries that were in the log when it was opened. Fixed.
+    /// Values of purged entries that were deleted.
+    pub values_purged: AtomicU64,
+    /// Bytes of the entries' records that the log had when it was opened.
     pub bytes_at_open: AtomicU64,
     /// Bytes of entries in memory now.
     pub tail_bytes: AtomicU64,

@@ -6,15 +6,38 @@
 //! append ──► view (readable at once) ──► queue ──► writer: one write → flush → fdatasync ──► callbacks
 //! read   ◄── tail, else sled (below the tail, thus durable)
 //! ```
+//!
+//! `space.rs` watches the disk, so that nobody appends where nothing can be written; `inspect.rs` reads a stopped log.
+//!
+//! Failpoints (`failpoint.rs`), in the order in which a commit meets them; all but the last six also fail with an error:
+//!
+//! | name | where |
+//! |---|---|
+//! | `log.vote` | a vote is taken into a commit |
+//! | `log.truncate` | a truncation is |
+//! | `log.purge` | a purge is |
+//! | `log.before-write` | nothing of the commit is in sled |
+//! | `log.before-flush` | sled has it, the kernel may not |
+//! | `log.before-sync` | the kernel has it, the disk may not |
+//! | `log.before-watermark` | it is durable, nobody knows |
+//! | `log.purge-values` | some purged values are about to be deleted |
+//! | `log.after-sync` | it is durable, nobody was told |
+//! | `log.open` | an existing log is about to be opened |
+//! | `log.create-begun` | only the unfinished marker of a new log is there |
+//! | `log.create-before-sync` | a new log's data is written |
+//! | `log.create-before-rename` | all of it is durable but the marker's name |
+//! | `log.create-after-rename` | the name is not durable |
 
 mod files;
 mod group;
+mod inspect;
 mod keys;
 mod metrics;
 mod open;
 mod pending;
 mod read;
 mod record;
+mod space;
 mod stamp;
 mod store;
 mod tail;
@@ -31,9 +54,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use tokio::sync::{Semaphore, oneshot, watch};
 
+pub use inspect::{Found, Place, Report, inspect};
 pub use metrics::{Commit, CommitObserver, LogMetrics};
 pub use open::OpenError;
 pub use record::Damage;
+pub use space::{Shortage, Space, SpaceState};
 
 use view::View;
 use writer::{Ack, Op, Queued, Writer};
@@ -142,7 +167,7 @@ impl SledLog {
     /// Opens the log in the folder `dir` and reads all of it once to verify it. Blocks: seconds for a large log.
     pub fn open(dir: &Path, options: LogOptions) -> Result<SledLog, OpenError> {
         let opened = open::open(dir, &options)?;
-        let metrics = LogMetrics { bytes_at_open: opened.entry_bytes.into(), ..LogMetrics::default() };
+        let metrics = LogMetrics { bytes_at_open: opened.bytes.into(), ..LogMetrics::default() };
         let start = opened.start;
         let view = View::new(start.bounds, start.vote, start.committed, options.tail_bytes_max);
         let (queue, receiver) = mpsc::channel();

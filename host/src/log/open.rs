@@ -14,8 +14,9 @@ use super::keys;
 use super::record::{self, Damage};
 use super::stamp::{self, Stamp, Unreadable};
 use super::view::Bounds;
-use super::walk::{self, Walk};
+use super::walk::{self, Touch, Walk};
 use super::writer::Start;
+use crate::failpoint;
 
 /// sled lets go of its files a moment after it is dropped, when its own threads have finished.
 const SLED_LOCK_WAIT: Duration = Duration::from_secs(5);
@@ -39,7 +40,7 @@ pub enum OpenError {
         .dir.display()
     )]
     DataMissing { dir: PathBuf, what: &'static str },
-    #[error("the data in {} is of another log than its marker file", .0.display())]
+    #[error("the data in {} is of another log than its marker file log.json", .0.display())]
     OtherIdentity(PathBuf),
     #[error(
         "the log in {} went back to an older state (commit {found}, but {durable} was durable); it may have lost \
@@ -49,7 +50,7 @@ pub enum OpenError {
     RolledBack { dir: PathBuf, found: u64, durable: u64, lost: Range<u64> },
     #[error("the log in {} is damaged: {damage}; it may have been acknowledged, so it can't be dropped", .dir.display())]
     Damaged { dir: PathBuf, damage: Damage },
-    #[error("the log in {} can't be opened: {why}", .dir.display())]
+    #[error("the log in {} can't be opened: its files in sled/ can't be read: {why}", .dir.display())]
     Sled { dir: PathBuf, why: String },
     #[error("the log in {} can't be opened: {source}", .dir.display())]
     Io { dir: PathBuf, source: io::Error },
@@ -67,8 +68,8 @@ fn missing_entries(lost: &Range<u64>) -> String {
 pub(super) struct Opened {
     pub start: Start,
     pub chunk_bytes: usize,
-    /// Bytes of the entries in it.
-    pub entry_bytes: u64,
+    /// Of the entries' records.
+    pub bytes: u64,
 }
 
 /// Opens the log in `dir`, or creates one if there is none and `options` allow it.
@@ -99,11 +100,12 @@ fn create(paths: &Paths, options: &LogOptions, lock_file: File) -> Result<Opened
     let marker = Marker::generate(options.segment_bytes, options.chunk_bytes).map_err(io)?;
     marker.write(&paths.marker_creating).map_err(io)?;
     sync_folder(&paths.dir).map_err(io)?;
+    failpoint!("log.create-begun");
     if paths.sled.exists() {
         fs::remove_dir_all(&paths.sled).map_err(io)?;
     }
     fs::create_dir(&paths.sled).map_err(io)?;
-    let db = open_sled(paths, options, &marker)?;
+    let db = open_sled(paths, options.cache_bytes, &marker)?;
     let first = Stamp { sequence: 1, bounds: Bounds::EMPTY, committed: None, vote: None };
     let mut batch = sled::Batch::default();
     batch.insert(keys::IDENTITY, record::seal(keys::IDENTITY, marker.identity.as_bytes()));
@@ -112,11 +114,14 @@ fn create(paths: &Paths, options: &LogOptions, lock_file: File) -> Result<Opened
         batch.insert(filler, &[]);
     }
     db.apply_batch(batch).and_then(|()| db.flush()).map_err(|e| sled_error(paths, e))?;
+    failpoint!("log.create-before-sync");
     let db_file = File::open(&paths.db).map_err(io)?;
     db_file.sync_all().map_err(io)?;
     let watermark = Watermark::create(&paths.watermark, first.sequence, 0).map_err(io)?;
     sync_all(paths).map_err(io)?;
+    failpoint!("log.create-before-rename");
     fs::rename(&paths.marker_creating, &paths.marker).map_err(io)?;
+    failpoint!("log.create-after-rename");
     sync_folder(&paths.dir).map_err(io)?;
     let start = Start {
         db,
@@ -130,10 +135,43 @@ fn create(paths: &Paths, options: &LogOptions, lock_file: File) -> Result<Opened
         oldest: 0,
         backlog: false,
     };
-    Ok(Opened { start, chunk_bytes: marker.chunk_bytes, entry_bytes: 0 })
+    Ok(Opened { start, chunk_bytes: marker.chunk_bytes, bytes: 0 })
 }
 
 fn reopen(paths: &Paths, options: &LogOptions, marker: &Marker, lock_file: File) -> Result<Opened, OpenError> {
+    let io = |source| OpenError::Io { dir: paths.dir.clone(), source };
+    let watermark = check_files(paths, marker)?;
+    delete_unfinished_snapshots(&paths.sled).map_err(io)?;
+    failpoint!("log.open");
+    let db = open_sled(paths, options.cache_bytes, marker)?;
+    // A damaged file makes sled panic in places, also long after it was opened.
+    let examined = catch_unwind(AssertUnwindSafe(|| examine(paths, marker, &watermark, &db)));
+    let examined = examined.unwrap_or_else(|_| Err(panicked(paths)));
+    let (stamp, oldest, bytes, db_file) = match examined {
+        Ok(examined) => examined,
+        Err(e) => {
+            let_go(db);
+            return Err(e);
+        }
+    };
+    let Stamp { sequence, bounds, committed, vote } = stamp;
+    let start = Start {
+        db,
+        db_file,
+        _lock_file: lock_file,
+        watermark,
+        bounds,
+        sequence,
+        committed: committed.min(bounds.last),
+        vote,
+        oldest,
+        backlog: oldest < bounds.first,
+    };
+    Ok(Opened { start, chunk_bytes: marker.chunk_bytes, bytes })
+}
+
+/// What must be there before sled is asked: it would make an empty database of a missing file.
+pub(super) fn check_files(paths: &Paths, marker: &Marker) -> Result<Watermark, OpenError> {
     let dir = || paths.dir.clone();
     let io = |source| OpenError::Io { dir: dir(), source };
     let missing = |what| OpenError::DataMissing { dir: dir(), what };
@@ -149,60 +187,72 @@ fn reopen(paths: &Paths, options: &LogOptions, marker: &Marker, lock_file: File)
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(missing("there is no sled/db")),
         Err(e) => return Err(io(e)),
     }
-    let watermark = Watermark::open(&paths.watermark)
-        .map_err(io)?
-        .ok_or_else(|| missing("the watermark file is missing or damaged"))?;
-    delete_unfinished_snapshots(&paths.sled).map_err(io)?;
-    let db = open_sled(paths, options, marker)?;
-    let Some(identity) = db.get(keys::IDENTITY).map_err(|e| sled_error(paths, e))? else {
-        return Err(missing("sled opened as an empty database"));
-    };
-    let expected = marker.identity.as_bytes();
-    if record::unseal(keys::IDENTITY, &identity, expected.len()) != Some(expected) {
-        return Err(OpenError::OtherIdentity(dir()));
-    }
+    Watermark::open(&paths.watermark).map_err(io)?.ok_or_else(|| missing("the watermark file is missing or damaged"))
+}
+
+/// Whether this is the log that the marker and the watermark are of, and all of it. What it says of itself, where the
+/// oldest value lies, the bytes of all records, and the handle for the syncs.
+fn examine(
+    paths: &Paths,
+    marker: &Marker,
+    watermark: &Watermark,
+    db: &sled::Db,
+) -> Result<(Stamp, u64, u64, File), OpenError> {
+    let dir = || paths.dir.clone();
+    let io = |source| OpenError::Io { dir: dir(), source };
+    check_identity(paths, marker, db)?;
     let unreadable = |error| match error {
         Unreadable::Damage(damage) => OpenError::Damaged { dir: dir(), damage },
         Unreadable::Sled(e) => sled_error(paths, e),
     };
-    let Stamp { sequence, bounds, committed, vote } = stamp::newest(&db).map_err(unreadable)?;
-    if sequence < watermark.sequence {
-        let lost = bounds.next()..watermark.next;
-        return Err(OpenError::RolledBack { dir: dir(), found: sequence, durable: watermark.sequence, lost });
+    let stamp = stamp::newest(db).map_err(unreadable)?;
+    if stamp.sequence < watermark.sequence {
+        let lost = stamp.bounds.next()..watermark.next;
+        return Err(OpenError::RolledBack { dir: dir(), found: stamp.sequence, durable: watermark.sequence, lost });
     }
-    let (oldest, entry_bytes) = verify(&db, bounds).map_err(unreadable)?;
+    let (oldest, bytes) = verify(db, stamp.bounds).map_err(unreadable)?;
     let db_file = File::open(&paths.db).map_err(io)?;
     db.flush().map_err(|e| sled_error(paths, e))?;
     db_file.sync_all().map_err(io)?;
     sync_all(paths).map_err(io)?;
-    let start = Start {
-        db,
-        db_file,
-        _lock_file: lock_file,
-        watermark,
-        bounds,
-        sequence,
-        committed: committed.min(bounds.last),
-        vote,
-        oldest,
-        backlog: oldest < bounds.first,
+    Ok((stamp, oldest, bytes, db_file))
+}
+
+/// Whether the data is the marker's.
+pub(super) fn check_identity(paths: &Paths, marker: &Marker, db: &sled::Db) -> Result<(), OpenError> {
+    let Some(identity) = db.get(keys::IDENTITY).map_err(|e| sled_error(paths, e))? else {
+        return Err(OpenError::DataMissing { dir: paths.dir.clone(), what: "sled opened as an empty database" });
     };
-    Ok(Opened { start, chunk_bytes: marker.chunk_bytes, entry_bytes })
+    let expected = marker.identity.as_bytes();
+    if record::unseal(keys::IDENTITY, &identity, expected.len()) != Some(expected) {
+        return Err(OpenError::OtherIdentity(paths.dir.clone()));
+    }
+    Ok(())
+}
+
+/// Drops a database that may be damaged: sled writes what it has left then, and panics if it can't.
+pub(super) fn let_go(db: sled::Db) {
+    drop(catch_unwind(AssertUnwindSafe(|| drop(db))));
+}
+
+pub(super) fn panicked(paths: &Paths) -> OpenError {
+    OpenError::Sled { dir: paths.dir.clone(), why: "sled panicked; its file sled/db is damaged".into() }
 }
 
 /// Reads the whole log once. Drops what lies beyond the last entry. What lies before the first one is the writer's to
-/// purge: returns where it begins, and the bytes of the entries behind it.
+/// purge: returns where it begins, and the bytes of all entries' records.
 fn verify(db: &sled::Db, bounds: Bounds) -> Result<(u64, u64), Unreadable> {
     let end = bounds.next();
     let mut walk = Walk::new(bounds.first);
-    let mut last = None;
-    let mut entry_bytes = 0;
+    let (mut last, mut total) = (None, 0);
+    let mut touch = Touch::default();
     for item in db.range(walk::range(db, bounds.first, end)?) {
         let (key, value) = item?;
         walk.step(&key, &value, |entry, bytes| {
             last = Some(entry.log_id);
-            entry_bytes += bytes as u64;
+            total += bytes as u64;
         })?;
+        touch.read(db, &key, value.len())?;
     }
     walk.finish(end)?;
     // What is purged up to the end has a last log id but no entry.
@@ -220,24 +270,19 @@ fn verify(db: &sled::Db, bounds: Bounds) -> Result<(u64, u64), Unreadable> {
         db.apply_batch(beyond)?;
     }
     let oldest = db.range(keys::range(0, Some(bounds.first))).keys().next().transpose()?;
-    let oldest = oldest.and_then(|key| keys::parse_chunk(&key)).map_or(bounds.first, |(index, _)| index);
-    Ok((oldest, entry_bytes))
+    Ok((oldest.and_then(|key| keys::parse_chunk(&key)).map_or(bounds.first, |(index, _)| index), total))
 }
 
-fn open_sled(paths: &Paths, options: &LogOptions, marker: &Marker) -> Result<sled::Db, OpenError> {
+pub(super) fn open_sled(paths: &Paths, cache_bytes: u64, marker: &Marker) -> Result<sled::Db, OpenError> {
     let config = sled::Config::new()
         .path(&paths.sled)
-        .cache_capacity(options.cache_bytes)
+        .cache_capacity(cache_bytes)
         .segment_size(marker.segment_bytes)
         .flush_every_ms(None)
         .use_compression(false);
     let started = Instant::now();
     loop {
-        // A damaged file makes sled panic in places.
-        let opened = catch_unwind(AssertUnwindSafe(|| config.open())).map_err(|_| OpenError::Sled {
-            dir: paths.dir.clone(),
-            why: "sled panicked; the file is damaged".into(),
-        })?;
+        let opened = catch_unwind(AssertUnwindSafe(|| config.open())).map_err(|_| panicked(paths))?;
         match opened {
             Ok(db) => return Ok(db),
             Err(e) if !e.to_string().contains("could not acquire lock") => return Err(sled_error(paths, e)),
@@ -260,6 +305,6 @@ fn sync_all(paths: &Paths) -> io::Result<()> {
     }
 }
 
-fn sled_error(paths: &Paths, error: sled::Error) -> OpenError {
+pub(super) fn sled_error(paths: &Paths, error: sled::Error) -> OpenError {
     OpenError::Sled { dir: paths.dir.clone(), why: error.to_string() }
 }

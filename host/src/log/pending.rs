@@ -23,6 +23,7 @@ pub(super) struct Pending {
     stamp_changed: bool,
     builder: group::Builder,
     counts: Counts,
+    values_written: usize,
 }
 
 /// Entries that were appended, and bytes of all records in the write: a truncation may write some again.
@@ -120,6 +121,20 @@ impl Pending {
         Ok((end, false))
     }
 
+    /// How many values are to be removed.
+    pub(super) fn removals(&self) -> usize {
+        self.removed.len()
+    }
+
+    /// How many values of entries were written since [`Pending::count_again`].
+    pub(super) fn values_written(&self) -> usize {
+        self.values_written
+    }
+
+    pub(super) fn count_again(&mut self) {
+        self.values_written = 0;
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.removed.is_empty() && self.queued.is_empty() && !self.stamp_changed
     }
@@ -150,6 +165,7 @@ impl Pending {
     /// changes are left.
     pub(super) fn take(&mut self, stamp: &Stamp, value_bytes_max: usize) -> (Write, Counts) {
         let mut values = self.encode(stamp, value_bytes_max);
+        self.values_written += values.len();
         let mut removed = std::mem::take(&mut self.removed);
         for (key, _) in &values {
             removed.remove(key);

@@ -19,6 +19,29 @@ pub(super) fn range(tree: &Tree, start: u64, end: u64) -> sled::Result<Range<IVe
     Ok(keys::range(group.map_or(start, |(first, _)| first), Some(end)))
 }
 
+/// Makes sled's cache obey its limit while a large log is read once. sled counts accesses in 256 parts, by page, and
+/// looks for something to evict only after 64 accesses to the pages of one part. A walk accesses each leaf once, and
+/// leaves of large values have up to a megabyte: gigabytes are read before the first one is evicted.
+#[derive(Default)]
+pub(super) struct Touch {
+    bytes: usize,
+}
+
+impl Touch {
+    /// One more access for so many bytes read: 64 leaves of this size in each part are the cache's limit then.
+    const EVERY_BYTES: usize = 8 << 10;
+
+    /// Something of these bytes was read, which lies under `key`.
+    pub(super) fn read(&mut self, tree: &Tree, key: &[u8], bytes: usize) -> sled::Result<()> {
+        self.bytes += bytes;
+        while self.bytes >= Self::EVERY_BYTES {
+            self.bytes -= Self::EVERY_BYTES;
+            tree.get(key)?;
+        }
+        Ok(())
+    }
+}
+
 /// A place between two entries. What comes next must be exactly the next one.
 pub(super) struct Walk {
     next_index: u64,
@@ -123,6 +146,11 @@ impl Walk {
     /// All entries before `end` must have been seen.
     pub(super) fn finish(&self, end: u64) -> Result<(), Damage> {
         if self.next_index < end { Err(self.gap(end)) } else { Ok(()) }
+    }
+
+    /// The entry whose pieces have begun and not ended.
+    pub(super) fn unfinished(&self) -> Option<Damage> {
+        (self.next_chunk > 0).then(|| self.gap(self.next_index + 1))
     }
 
     fn check_term(&mut self, index: u64, term: u64) -> Result<(), Damage> {

@@ -15,7 +15,7 @@ use crate::log::SledLog;
 use crate::outcome::{Answer, Refusal};
 use crate::raft::identity::Identity;
 use crate::raft::reconcile;
-use crate::raft::reload::{self, QUARANTINE, Reload};
+use crate::raft::reload::{self, Reload};
 use crate::state_machine::snapshot::Snapshots;
 
 /// For those who wait for an answer of the starting node, when it has started.
@@ -61,15 +61,6 @@ pub fn mark_for_rejoin(dir: &Path) -> anyhow::Result<u64> {
     let _held = SledLog::hold(&dir.join(super::LOG_DIR))?;
     reload::mark(dir).with_context(|| format!("{} can't be marked", dir.display()))?;
     Ok(identity.node)
-}
-
-/// A node in quarantine may have a state that nobody else must get.
-pub fn may_serve(dir: &Path) -> Box<dyn Fn() -> Result<(), String> + Send + Sync> {
-    let quarantine = dir.join(QUARANTINE);
-    Box::new(move || match quarantine.exists() {
-        true => Err("this node is in quarantine: its state may be wrong".into()),
-        false => Ok(()),
-    })
 }
 
 /// Serves clients until the node does: it is alive, and says why it can't serve yet.

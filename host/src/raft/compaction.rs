@@ -18,8 +18,8 @@ use super::types::LogId;
 use crate::failpoint;
 use crate::log::{LogMetrics, SledLog};
 use crate::metrics::Metrics;
-use crate::state_machine::View;
 use crate::state_machine::snapshot::{SnapshotError, Snapshots};
+use crate::state_machine::{Gate, View};
 
 /// How often the log's growth is looked at. At full load it grows by some tens of megabytes meanwhile.
 const LOOK: Duration = Duration::from_millis(250);
@@ -31,6 +31,7 @@ pub struct Compaction {
     raft: Raft,
     snapshots: Arc<Snapshots>,
     view: View,
+    gate: Arc<Gate>,
     log: Arc<LogMetrics>,
     metrics: Arc<Metrics>,
     log_bytes: u64,
@@ -50,6 +51,7 @@ impl Compaction {
         log: SledLog,
         snapshots: Arc<Snapshots>,
         view: View,
+        gate: Arc<Gate>,
         metrics: Arc<Metrics>,
         log_bytes: u64,
     ) -> io::Result<Compaction> {
@@ -70,7 +72,7 @@ impl Compaction {
             metrics.snapshots.bytes.set(file.bytes);
             metrics.snapshots.index.set(index(newest));
         }
-        Ok(Compaction { raft, snapshots, view, log, metrics, log_bytes, newest, carried, counted: 0 })
+        Ok(Compaction { raft, snapshots, view, gate, log, metrics, log_bytes, newest, carried, counted: 0 })
     }
 
     /// Until openraft stops.
@@ -104,7 +106,8 @@ impl Compaction {
         }
         let grown = self.carried + counted.saturating_sub(self.counted);
         let least = self.log_bytes.max(kept.first().map_or(0, |file| file.bytes));
-        grown >= least && self.view.borrow().applied > newest
+        // A state that may be wrong must not take the place of a right one.
+        grown >= least && self.gate.may_serve().is_ok() && self.view.borrow().applied > newest
     }
 
     async fn build(&mut self) -> Result<(), SnapshotError> {

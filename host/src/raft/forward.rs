@@ -17,6 +17,7 @@ use super::network::Peers;
 use super::network::message::Message;
 use super::network::{FrameReader, FrameWriter, Outgoing};
 use super::proposals::Refused;
+use super::room::Rooms;
 use super::types::NodeId;
 
 /// Messages that wait for the leader. Beyond, batches wait in the batcher.
@@ -34,6 +35,7 @@ type Rounds = Arc<StdMutex<HashMap<u64, oneshot::Sender<Option<u64>>>>>;
 pub struct Forwarder {
     peers: Arc<Peers>,
     refused: Arc<dyn Refused>,
+    rooms: Arc<Rooms>,
     connection: Mutex<Option<Connection>>,
     round: AtomicU64,
 }
@@ -78,8 +80,8 @@ impl Drop for Round<'_> {
 }
 
 impl Forwarder {
-    pub fn new(peers: Arc<Peers>, refused: Arc<dyn Refused>) -> Self {
-        Forwarder { peers, refused, connection: Mutex::default(), round: AtomicU64::new(0) }
+    pub fn new(peers: Arc<Peers>, refused: Arc<dyn Refused>, rooms: Arc<Rooms>) -> Self {
+        Forwarder { peers, refused, rooms, connection: Mutex::default(), round: AtomicU64::new(0) }
     }
 
     /// Queues the message for the leader. False: it wasn't queued, because the leader changed while it was tried.
@@ -135,17 +137,21 @@ impl Forwarder {
         let rounds = Rounds::default();
         let queue = Queue { waiting, rounds: rounds.clone(), refused: self.refused.clone() };
         let mut tasks = JoinSet::new();
-        tasks.spawn(run(reader, writer, queue, rounds.clone(), self.refused.clone()));
+        let told = (self.refused.clone(), self.rooms.clone());
+        tasks.spawn(run(reader, writer, queue, rounds.clone(), told));
         let (node, term) = (to.node, to.term);
         *connection = Some(Connection { to: node, term, out: out.clone(), rounds: rounds.clone(), _tasks: tasks });
         Ok((out, rounds))
     }
 }
 
-async fn run(reader: FrameReader, writer: FrameWriter, queue: Queue, rounds: Rounds, refused: Arc<dyn Refused>) {
+/// Who is told of a refusal.
+type Told = (Arc<dyn Refused>, Arc<Rooms>);
+
+async fn run(reader: FrameReader, writer: FrameWriter, queue: Queue, rounds: Rounds, told: Told) {
     let result = tokio::select! {
         r = write_all(writer, queue) => r,
-        r = read_all(reader, &rounds, refused) => r,
+        r = read_all(reader, &rounds, told) => r,
     };
     if let Err(e) = result {
         tracing::debug!("the connection to the leader ended: {e}");
@@ -170,12 +176,17 @@ async fn write_all(mut writer: FrameWriter, mut queue: Queue) -> io::Result<()> 
     }
 }
 
-async fn read_all(mut reader: FrameReader, rounds: &Rounds, refused: Arc<dyn Refused>) -> io::Result<()> {
+async fn read_all(mut reader: FrameReader, rounds: &Rounds, (refused, rooms): Told) -> io::Result<()> {
     loop {
         let frame = tokio::time::timeout(SILENCE, reader.next()).await.map_err(|_| io::ErrorKind::TimedOut)??;
         match Message::read(frame)? {
             Message::Pong => {}
-            Message::Nack { sequence, term } => refused.refused(sequence, term),
+            Message::Nack { sequence, term, full } => {
+                if full {
+                    rooms.leader_refused();
+                }
+                refused.refused(sequence, term);
+            }
             Message::ReadFrom { round, index } => {
                 let waiter = rounds.lock().expect("no code panics under this lock").remove(&round);
                 if let Some(waiter) = waiter {

@@ -1,19 +1,21 @@
 //! Who this folder is: `identity.json` in the node's data folder. Written once, before the node says a word to
 //! anyone, so that a folder can't answer for two nodes, and a node that lost its disk can't pass for its old self.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::types::NodeId;
+pub use crate::durable::write_durably;
+use crate::durable::{create_durably, temporary};
 
 const FILE: &str = "identity.json";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Stored", into = "Stored")]
 pub struct Identity {
     format: u32,
     pub node: NodeId,
@@ -21,6 +23,34 @@ pub struct Identity {
     pub identity: u64,
     /// Drawn by the bootstrapping node. None: this node hasn't joined; it neither votes nor takes entries.
     pub cluster: Option<u64>,
+}
+
+/// As in the file. Without a checksum, one digit that became another would pass as another node or cluster.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    format: u32,
+    node: NodeId,
+    identity: u64,
+    cluster: Option<u64>,
+    /// CRC-32 of the members before it, as text.
+    crc32: u32,
+}
+
+impl From<Identity> for Stored {
+    fn from(Identity { format, node, identity, cluster }: Identity) -> Self {
+        let crc32 = crc32fast::hash(format!("{format} {node} {identity} {cluster:?}").as_bytes());
+        Stored { format, node, identity, cluster, crc32 }
+    }
+}
+
+impl TryFrom<Stored> for Identity {
+    type Error = &'static str;
+
+    fn try_from(Stored { format, node, identity, cluster, crc32 }: Stored) -> Result<Self, Self::Error> {
+        let read = Identity { format, node, identity, cluster };
+        if Stored::from(read).crc32 == crc32 { Ok(read) } else { Err("its checksum is wrong") }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +72,7 @@ impl Identity {
     /// there before the identity is (the launcher's log and pid).
     pub fn open(dir: &Path, node: NodeId, ours: &[&str]) -> Result<Identity, IdentityError> {
         let io = |source| IdentityError::Io { path: dir.to_owned(), source };
-        fs::create_dir_all(dir).map_err(io)?;
+        create_durably(dir).map_err(io)?;
         match Identity::read(dir) {
             Ok(found) => {
                 if found.node != node {
@@ -98,20 +128,6 @@ impl Identity {
     }
 }
 
-/// Temp file, fsync, rename, fsync of the folder: afterwards the file is there whole, or as it was before.
-pub fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let temporary = dir.join(temporary(name));
-    let mut file = File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, dir.join(name))?;
-    File::open(dir)?.sync_all()
-}
-
-fn temporary(name: &str) -> String {
-    format!("{name}.new")
-}
-
 /// From the operating system's generator: for ids that must not repeat.
 pub fn random() -> u64 {
     let mut bytes = [0; 8];
@@ -153,5 +169,20 @@ mod tests {
         Identity::open(dir.path(), 1, &[]).unwrap();
         fs::write(dir.path().join(FILE), "{\"format\": 1").unwrap();
         assert!(matches!(Identity::open(dir.path(), 1, &[]), Err(IdentityError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_digit_that_became_another_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        Identity::open(dir.path(), 1, &[]).unwrap().join(dir.path(), 77).unwrap();
+        let good = fs::read(dir.path().join(FILE)).unwrap();
+        for at in (0..good.len()).filter(|at| good[*at].is_ascii_digit()) {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            fs::write(dir.path().join(FILE), &bad).unwrap();
+            let opened = Identity::open(dir.path(), 1, &[]);
+            // A number with a leading zero is no JSON; all else is for the checksum.
+            assert!(matches!(opened, Err(IdentityError::Damaged { .. })), "{}", String::from_utf8_lossy(&bad));
+        }
     }
 }

@@ -1,15 +1,21 @@
 //! Consensus, step 3 of 8, on openraft, which is hidden behind this room: it drives `log/` (steps 4 and 5) and
 //! `state_machine/` (steps 6 to 8) through their trait impls. Never looks into a batch, never answers a client.
 
+mod audit;
+mod ballot;
+mod calls;
 pub mod clock;
 pub mod codec;
 mod compaction;
 mod forward;
+mod hand_over;
 pub mod identity;
 mod membership;
 mod network;
 mod proposals;
+pub mod quarantine;
 pub mod reload;
+mod room;
 mod rounds;
 pub mod types;
 
@@ -22,16 +28,20 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::config::RaftTiming;
-use crate::log::SledLog;
+use crate::config::{ChecksConfig, RaftTiming};
+use crate::log::{SledLog, Space};
 use crate::metrics::Metrics;
 use crate::state_machine::snapshot::Snapshots;
-use crate::state_machine::{StateMachine, View};
+use crate::state_machine::{Gate, StateMachine, View};
+use audit::Audit;
+use calls::Calls;
 use clock::Clocks;
 use compaction::Compaction;
+use hand_over::Lead;
 use identity::Identity;
 use network::snapshots::Serving;
 use network::{Installer, Links, Peers, Served};
+use room::Rooms;
 use types::{Member, NodeId, TypeConfig};
 
 pub use compaction::reconcile;
@@ -42,9 +52,6 @@ pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
 /// Entries in one message, at most; the log caps their bytes.
 const APPEND_ENTRIES_MAX: u64 = 512;
-
-/// For the successor to be elected, when a leader stops: a vote is two syncs and a round trip.
-const HAND_OVER: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// Who leads, as this node knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,9 +66,9 @@ pub struct Leader {
 pub struct Consensus {
     pub proposals: Proposals,
     pub leader: watch::Receiver<Option<Leader>>,
+    lead: Lead,
     /// For backups: the snapshots of this node, and how fast they may leave it.
     pub serving: Arc<Serving>,
-    installer: Arc<Installer>,
     raft: Raft,
     peers: Arc<Peers>,
     tasks: Mutex<JoinSet<()>>,
@@ -74,6 +81,7 @@ pub struct Parts {
     pub addresses: BTreeMap<NodeId, String>,
     pub timing: RaftTiming,
     pub log: SledLog,
+    pub space: Space,
     pub state_machine: StateMachine,
     pub view: View,
     pub snapshots: Arc<Snapshots>,
@@ -85,6 +93,8 @@ pub struct Parts {
     pub stamp: Box<dyn Fn() -> Stamp + Send + Sync>,
     /// Set on the node that makes a new cluster, until that is done.
     pub bootstrap: Option<Bootstrap>,
+    pub gate: Arc<Gate>,
+    pub checks: ChecksConfig,
     /// Bytes a second, of all snapshots that leave this node together; 0: no cap.
     pub snapshot_bandwidth: u64,
     /// `Err` says why nobody may take this node's state now.
@@ -111,6 +121,7 @@ pub struct RaftStatus {
 
 impl Consensus {
     pub async fn start(parts: Parts) -> anyhow::Result<Consensus> {
+        let (gate, checks, metrics) = (parts.gate, parts.checks, parts.metrics);
         let Parts { dir, identity, addresses, timing, log, state_machine, listener, refused, stamp, bootstrap, .. } =
             parts;
         let view = parts.view.clone();
@@ -130,9 +141,11 @@ impl Consensus {
             enable_pre_vote: Some(true),
             ..openraft::Config::default()
         };
-        let peers = Arc::new(Peers::new(dir, identity, addresses));
+        let peers = Arc::new(Peers::new(dir.clone(), identity, addresses));
         let clocks = Arc::new(Clocks::default());
-        let links = Links { peers: peers.clone(), clocks: clocks.clone(), serving: serving.clone() };
+        let rooms = Arc::new(Rooms::new(parts.space));
+        let links =
+            Links { peers: peers.clone(), clocks: clocks.clone(), rooms: rooms.clone(), serving: serving.clone() };
         let raft = Raft::new(identity.node, Arc::new(config.validate()?), links, log.clone(), state_machine).await?;
         let members = raft.server_metrics();
         let lookup = move |id| {
@@ -141,28 +154,52 @@ impl Consensus {
         };
         peers.member.set(Box::new(lookup)).ok().expect("set once, here");
         serving.set_raft(raft.clone());
-        let installer = Arc::new(Installer::new(peers.clone(), raft.clone(), parts.snapshots.clone()));
+        let installer = Installer::new(peers.clone(), raft.clone(), parts.snapshots.clone());
 
         let mut tasks = JoinSet::new();
         let (leader_changed, leader) = watch::channel(None);
         tasks.spawn(watch_leader(raft.clone(), leader_changed));
         let (founded, founding) = watch::channel(bootstrap.is_some());
-        let proposals = Proposals::new(raft.clone(), leader.clone(), peers.clone(), clocks, stamp, refused, founding);
+        let proposals = Proposals::new(
+            raft.clone(),
+            leader.clone(),
+            peers.clone(),
+            clocks,
+            stamp,
+            refused,
+            founding,
+            rooms.clone(),
+        );
+        let lead = Lead::new(raft.clone(), leader.clone(), rooms.clone());
+        let audit =
+            Audit::new(identity.node, dir, gate.clone(), Calls::new(peers.clone()), lead.clone(), metrics.clone());
+        let audit = Arc::new(audit);
+        tasks.spawn(audit.clone().run(proposals.clone(), checks));
         let served = Served {
             peers: peers.clone(),
             raft: raft.clone(),
             proposals: proposals.clone(),
+            audit,
+            space: rooms.space.clone(),
             serving: serving.clone(),
-            installer: installer.clone(),
+            installer,
         };
         tasks.spawn(network::serve(listener, Arc::new(served)));
-        let compaction =
-            Compaction::new(raft.clone(), log, parts.snapshots, parts.view, parts.metrics, parts.snapshot_log_bytes);
+        let compaction = Compaction::new(
+            raft.clone(),
+            log,
+            parts.snapshots,
+            parts.view,
+            gate.clone(),
+            metrics.clone(),
+            parts.snapshot_log_bytes,
+        );
         tasks.spawn(compaction.await?.run());
         if let Some(bootstrap) = bootstrap {
             tasks.spawn(bootstrap.run(raft.clone(), peers.clone(), proposals.clone(), leader.clone(), founded));
         }
-        Ok(Consensus { proposals, leader, serving, installer, raft, peers, tasks: Mutex::new(tasks) })
+        tasks.spawn(lead.clone().without_room());
+        Ok(Consensus { proposals, leader, lead, serving, raft, peers, tasks: Mutex::new(tasks) })
     }
 
     pub fn status(&self) -> RaftStatus {
@@ -189,11 +226,6 @@ impl Consensus {
             members: membership.nodes().map(|(id, member)| (*id, member.clone(), voters.contains(id))).collect(),
             failed: m.running_state.as_ref().err().map(|e| e.to_string()),
         }
-    }
-
-    /// How far a snapshot is that this node needs from its leader, if there is one.
-    pub fn fetching(&self) -> Option<String> {
-        self.installer.progress()
     }
 
     /// Resolves when this node must not go on: openraft stopped, or the folder belongs to another cluster.
@@ -231,23 +263,7 @@ impl Consensus {
     /// If this node leads, lets the voter that has most of the log lead instead, so that a planned stop costs no
     /// election timeout. Best effort: an election follows anyway.
     pub async fn hand_over(&self) {
-        use openraft::async_runtime::watch::WatchReceiver;
-        if !self.leader.borrow().is_some_and(|l| l.here) {
-            return;
-        }
-        let successor = {
-            let metrics = self.raft.metrics();
-            let m = metrics.borrow_watched();
-            let voters: Vec<NodeId> = m.membership_config.membership().voter_ids().filter(|id| *id != m.id).collect();
-            let matched = m.replication.iter().flatten().filter(|(id, _)| voters.contains(id));
-            matched.max_by_key(|(_, matching)| **matching).map(|(id, _)| *id)
-        };
-        let Some(successor) = successor else { return };
-        tracing::info!("handing the lead over to node {successor}");
-        if self.raft.trigger().transfer_leader(successor).await.is_ok() {
-            let changed = self.leader.clone();
-            let _ = tokio::time::timeout(HAND_OVER, wait_for_other(changed)).await;
-        }
+        self.lead.hand_over().await;
     }
 
     /// Stops openraft and stops talking to peers. What is in the log stays.
@@ -257,12 +273,7 @@ impl Consensus {
         }
         let mut tasks = std::mem::take(&mut *self.tasks.lock().expect("no code panics under this lock"));
         tasks.shutdown().await;
-        self.installer.stop();
     }
-}
-
-async fn wait_for_other(mut leader: watch::Receiver<Option<Leader>>) {
-    let _ = leader.wait_for(|l| l.is_some_and(|l| !l.here)).await;
 }
 
 async fn watch_leader(raft: Raft, changed: watch::Sender<Option<Leader>>) {

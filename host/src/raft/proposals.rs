@@ -16,6 +16,7 @@ use super::clock::Clocks;
 use super::forward::Forwarder;
 use super::network::Peers;
 use super::network::message::{Forward, Message};
+use super::room::Rooms;
 use super::rounds::{Rounds, Waiting};
 use super::types::{BatchId, Kind, NodeId};
 use super::{Leader, Raft};
@@ -45,6 +46,7 @@ struct Inner {
     forwarder: Forwarder,
     rounds: mpsc::Sender<Waiting>,
     founding: watch::Receiver<bool>,
+    rooms: Arc<Rooms>,
 }
 
 /// Raft has stopped; nothing can be proposed on this node any more.
@@ -53,7 +55,8 @@ struct Inner {
 pub struct Stopped;
 
 impl Proposals {
-    pub fn new(
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn new(
         raft: Raft,
         leader: watch::Receiver<Option<Leader>>,
         peers: Arc<Peers>,
@@ -61,10 +64,11 @@ impl Proposals {
         stamp: impl Fn() -> Stamp + Send + Sync + 'static,
         refused: Arc<dyn Refused>,
         founding: watch::Receiver<bool>,
+        rooms: Arc<Rooms>,
     ) -> Self {
-        let forwarder = Forwarder::new(peers, refused.clone());
+        let forwarder = Forwarder::new(peers, refused.clone(), rooms.clone());
         let rounds = Rounds::start(raft.clone(), clocks, Box::new(stamp));
-        Proposals { inner: Arc::new(Inner { raft, leader, refused, forwarder, rounds, founding }) }
+        Proposals { inner: Arc::new(Inner { raft, leader, refused, forwarder, rounds, founding, rooms }) }
     }
 
     /// Hands the bytes to the leader, waiting for one as long as it takes. Returns the term it was handed over for.
@@ -81,6 +85,11 @@ impl Proposals {
                 Some(Leader { here: true, .. }) if kind == Kind::Batch && self.is_founding() => {
                     let mut founding = self.inner.founding.clone();
                     founding.wait_for(|f| !f).await.map_err(|_| Stopped)?;
+                }
+                Some(Leader { here: true, term, .. }) if kind == Kind::Batch && self.shortage().is_some() => {
+                    self.inner.rooms.leader_refused();
+                    self.inner.refused.refused(id.sequence, term);
+                    return Ok(term);
                 }
                 Some(Leader { here: true, term, .. }) => {
                     self.write(id, kind, bytes, term).await?;
@@ -102,6 +111,23 @@ impl Proposals {
         *self.inner.founding.borrow()
     }
 
+    /// Why this node as the leader can log no batch: its disk, or those of too many voters, have no room.
+    fn shortage(&self) -> Option<String> {
+        use openraft::async_runtime::watch::WatchReceiver;
+        self.inner.rooms.shortage(|| {
+            let metrics = self.inner.raft.server_metrics();
+            metrics.borrow_watched().membership_config.membership().voter_ids().collect()
+        })
+    }
+
+    /// Why commands can't be logged now for want of room, here or, as it said just now, at the leader.
+    pub fn no_room(&self) -> Option<String> {
+        let leads = self.inner.leader.borrow().is_some_and(|leader| leader.here);
+        let here = self.inner.rooms.space.state().shortage.map(|why| why.to_string());
+        let here = if leads { self.shortage() } else { here };
+        here.or_else(|| self.inner.rooms.leader_is_low().then(|| "the leader refuses commands for want of room".into()))
+    }
+
     /// Writes to the own log as the leader of `term`; tells `refused` if this node isn't that.
     async fn write(&self, id: BatchId, kind: Kind, bytes: Bytes, term: u64) -> Result<(), Stopped> {
         let refused = self.inner.refused.clone();
@@ -115,10 +141,14 @@ impl Proposals {
             tracing::error!("node {from} forwarded a batch in the name of node {}; dropped", id.node);
             return;
         }
-        let nack = move || {
+        let nack_as = move |full| {
             // Lost only if the connection is, and then the other node waits for the term to end.
-            tokio::spawn(async move { out.send(Message::Nack { sequence: id.sequence, term }).await });
+            tokio::spawn(async move { out.send(Message::Nack { sequence: id.sequence, term, full }).await });
         };
+        if kind == Kind::Batch && self.shortage().is_some() {
+            return nack_as(true);
+        }
+        let nack = move || nack_as(false);
         if kind == Kind::Batch && self.is_founding() {
             return nack();
         }

@@ -15,17 +15,17 @@ use openraft::storage::RaftLogStorage;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::identity::{Identity, write_durably};
+use super::identity::Identity;
 use super::network::Peers;
 use super::network::fetch::{FetchError, Source, percent};
+use super::quarantine;
 use super::types::{LogId, NodeId, SnapshotFile, Vote};
+use crate::durable::write_durably;
 use crate::log::SledLog;
 use crate::state_machine::snapshot::Snapshots;
 
 /// In the node's folder: the next start takes the state from a peer, whatever is here.
 const MARKER: &str = "rejoin";
-/// In the node's folder: why this node was taken out of service. It ends when the state was reloaded.
-pub const QUARANTINE: &str = "quarantine.json";
 /// Between two rounds of asking all peers.
 const ROUND: Duration = Duration::from_secs(1);
 
@@ -154,7 +154,7 @@ impl Reload {
     fn done(&self, file: &SnapshotFile) -> anyhow::Result<()> {
         tracing::info!("the state up to entry {:?} comes from a peer", file.meta.last_log_id.map(|l| l.index));
         if is_marked(&self.dir) {
-            remove_durably(&self.dir, QUARANTINE)?;
+            remove_durably(&self.dir, quarantine::FILE)?;
             remove_durably(&self.dir, MARKER)?;
         }
         Ok(())

@@ -135,7 +135,9 @@ impl Chain {
                 }
                 self.bytes(&reply.body);
             }
-            // The kind decides; the texts are for people, and may be worded anew in a later version.
+            CommandReply::Replayed(first) => self.reply(first),
+            // The kind decides; the texts are for people. (Records of idempotency keys hold them, so that a repetition
+            // gets the same: worded anew, they need a new format there.)
             CommandReply::Failed(failure) => self.number(match failure {
                 Failure::Trap(_) => 1001,
                 Failure::OutOfFuel => 1002,
@@ -149,5 +151,26 @@ impl Chain {
                 Failure::QueryTimeout => unreachable!("commands are never cut off by the clock"),
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state_machine::map::Map;
+    use crate::state_machine::overlay::Overlay;
+
+    #[test]
+    fn a_link_covers_the_link_before_it_the_index_and_the_replies() {
+        let (_, writes) = Overlay::new(Map::default()).finish();
+        let failed = |failure| [CommandReply::Failed(failure)];
+        let link =
+            |previous: u8, index, replies: &[CommandReply]| super::link(&[previous; 32], index, &writes, replies);
+        let one = link(1, 7, &failed(Failure::OutOfFuel));
+        assert_eq!(one, link(1, 7, &failed(Failure::OutOfFuel)));
+        assert_ne!(one, link(2, 7, &failed(Failure::OutOfFuel)));
+        assert_ne!(one, link(1, 8, &failed(Failure::OutOfFuel)));
+        assert_ne!(one, link(1, 7, &failed(Failure::OutOfMemory)));
+        assert_ne!(one, link(1, 7, &[]));
     }
 }

@@ -4,13 +4,24 @@
 //! machine proper.
 
 mod activation;
+mod apply_thread;
+mod checkpoints;
 pub mod digest;
+#[cfg(debug_assertions)]
+mod faults;
+mod feed;
+mod gate;
+pub mod health;
 pub mod map;
+mod note;
 mod openraft_impl;
 pub mod overlay;
 mod queries;
 mod replica;
+mod ring;
 pub mod sessions;
+mod skip;
+mod skips;
 pub mod snapshot;
 
 use std::sync::Arc;
@@ -24,8 +35,11 @@ use map::Map;
 use sessions::Sessions;
 
 pub use activation::{Activation, Active, Pieces};
-pub use openraft_impl::StateMachine;
+pub use feed::Backlog;
+pub use gate::Gate;
+pub use openraft_impl::{Held, StateMachine};
 pub use queries::Queries;
+pub use ring::{INDICES_MAX, Short};
 
 /// Is told what was applied, after it can be read. Called on the apply thread, in log order.
 pub trait Applied: Send + Sync + 'static {
@@ -33,7 +47,8 @@ pub trait Applied: Send + Sync + 'static {
     fn applied(&self, id: BatchId, log_id: LogId, replies: Vec<CommandReply>);
     /// An entry of this term was applied: what was handed over for an earlier term and was not applied, never will be.
     fn term_began(&self, term: u64);
-    /// The state was replaced by a snapshot: what became of the batches in it, this node can't know.
+    /// The state was replaced by a snapshot: what became of the batches in it, this node can't know. Told before
+    /// anything of what is applied behind the snapshot.
     fn replaced(&self);
 }
 

@@ -1,5 +1,5 @@
 //! openraft's view of the state machine (step 6 of 8): committed entries arrive here as a stream. They are applied
-//! on a thread of their own, so that no module can hold up an election. Next: `replica.rs`.
+//! on a thread of their own, so that no module can hold up an election. Next: `apply_thread.rs`.
 
 use std::io;
 use std::sync::{Arc, mpsc};
@@ -11,30 +11,25 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::{oneshot, watch};
 
-use super::replica::{Done, Replica, restore};
+use super::apply_thread::{ApplyThread, Group, Work};
+use super::feed::Feed;
+use super::replica::{Replica, restore};
 use super::snapshot::Snapshots;
-use super::{Applied, Published, View};
+use super::{Applied, Backlog, Gate, Published, View};
 use crate::failpoint;
 use crate::guest::{Engine, Module, STACK_BYTES};
 use crate::metrics::Metrics;
-use crate::raft::types::{Entry, LogId, SnapshotFile, StoredMembership, TypeConfig};
+use crate::raft::types::{LogId, SnapshotFile, StoredMembership, TypeConfig};
 
 /// So many entries are applied before their state is published and their replies go out.
-const GROUP_MAX: usize = 64;
+pub(super) const GROUP_MAX: usize = 64;
 /// Beside what a guest may use.
 const HOST_STACK_BYTES: usize = 4 << 20;
 
-/// What the apply thread does, in this order.
-enum Work {
-    Apply {
-        entries: Vec<Entry>,
-        applied: oneshot::Sender<io::Result<()>>,
-    },
-    /// The state is a snapshot's from now on.
-    Replace {
-        state: Box<Published>,
-        replaced: oneshot::Sender<()>,
-    },
+/// What decides whether entries are applied, and where those come from that were held.
+pub struct Held {
+    pub gate: Arc<Gate>,
+    pub backlog: Box<dyn Backlog>,
 }
 
 pub struct StateMachine {
@@ -53,15 +48,18 @@ impl StateMachine {
         snapshots: Arc<Snapshots>,
         sink: Arc<dyn Applied>,
         metrics: Arc<Metrics>,
+        held: Held,
     ) -> io::Result<(StateMachine, View)> {
         let replica = Replica::new(engine.clone(), metrics.clone());
         let (publish, view) = watch::channel(Arc::new(replica.state()));
         let (work, incoming) = mpsc::channel();
-        let mut apply = ApplyThread { replica, publish, sink, metrics, term: 0 };
+        let Held { gate, backlog } = held;
+        let feed = Feed::new(gate.clone(), backlog);
+        let apply = ApplyThread { replica, publish, sink, metrics, gate, term: 0 };
         let thread = std::thread::Builder::new()
             .name("apply".into())
             .stack_size(STACK_BYTES + HOST_STACK_BYTES)
-            .spawn(move || apply.run(&incoming))?;
+            .spawn(move || apply.run(feed, &incoming))?;
         let state_machine =
             StateMachine { engine, view: view.clone(), snapshots, work: Some(work), thread: Some(thread) };
         Ok((state_machine, view))
@@ -96,91 +94,6 @@ impl Drop for StateMachine {
     }
 }
 
-struct ApplyThread {
-    replica: Replica,
-    publish: watch::Sender<Arc<Published>>,
-    sink: Arc<dyn Applied>,
-    metrics: Arc<Metrics>,
-    /// Of the newest entry in the state.
-    term: u64,
-}
-
-impl ApplyThread {
-    fn run(&mut self, incoming: &mpsc::Receiver<Work>) {
-        while let Ok(work) = incoming.recv() {
-            match work {
-                Work::Apply { entries, applied } => {
-                    let result = self.apply(entries);
-                    let failed = result.is_err();
-                    let _ = applied.send(result);
-                    if failed {
-                        return;
-                    }
-                }
-                Work::Replace { state, replaced } => {
-                    self.replace(*state);
-                    let _ = replaced.send(());
-                }
-            }
-        }
-    }
-
-    fn apply(&mut self, entries: Vec<Entry>) -> io::Result<()> {
-        let started = std::time::Instant::now();
-        let mut done = Vec::with_capacity(entries.len());
-        let mut result = Ok(());
-        for entry in entries {
-            match self.replica.apply(entry) {
-                Ok(d) => done.extend(d),
-                Err(fault) => {
-                    tracing::error!("{fault}");
-                    result = Err(io::Error::other(fault.to_string()));
-                    break;
-                }
-            }
-        }
-        // Readable first, answered then: a client that was answered finds its write, even with a stale read here.
-        self.publish.send_replace(Arc::new(self.replica.state()));
-        for Done { id, log_id, replies } in done {
-            self.sink.applied(id, log_id, replies);
-        }
-        self.tell_term();
-        self.metrics.apply_seconds.observe(started.elapsed().as_secs_f64());
-        result
-    }
-
-    /// Swaps the state. The order matters to the term rule (`raft/proposals.rs`), which says that a batch that wasn't
-    /// applied here before an entry of a later term was, never will be. The snapshot's entries weren't applied here, so
-    /// any ticket that is open now may be of a batch in the snapshot: all of them are closed first. A ticket that is
-    /// issued after that is of a batch that was sealed when the snapshot was whole already, so the batch isn't in it, and
-    /// for such tickets the rule holds again: nothing of a term before the snapshot's can be committed behind the
-    /// snapshot's last entry. Hence the term is told after the swap, and never before the tickets are closed.
-    fn replace(&mut self, state: Published) {
-        if self.replica.state().applied >= state.applied {
-            return;
-        }
-        self.sink.replaced();
-        failpoint!("snapshot.before-swap");
-        let new = Arc::new(state.clone());
-        let old = self.replica.replace(state);
-        let seen = self.publish.send_replace(new);
-        // A large map takes a while to be freed.
-        let freed = std::thread::Builder::new().name("free".into()).spawn(move || drop((old, seen)));
-        if let Err(e) = freed {
-            tracing::debug!("the old state was freed on the apply thread: {e}");
-        }
-        self.tell_term();
-    }
-
-    fn tell_term(&mut self) {
-        let term = self.replica.term();
-        if term > self.term {
-            self.term = term;
-            self.sink.term_began(term);
-        }
-    }
-}
-
 impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotData = SnapshotFile;
     type SnapshotBuilder = Newest;
@@ -206,7 +119,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 responders.push(responder);
             }
             let (applied, done) = oneshot::channel();
-            self.hand_over(Work::Apply { entries: group, applied })?;
+            self.hand_over(Work::Apply(Group { entries: group, applied }))?;
             done.await.map_err(|_| stopped())??;
             for responder in responders.into_iter().flatten() {
                 responder.send(());

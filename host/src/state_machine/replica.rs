@@ -10,7 +10,7 @@ use raftlet_machine::Batch;
 
 use super::digest;
 use super::overlay::Overlay;
-use super::sessions::Sessions;
+use super::sessions::{SessionLimits, Sessions};
 use super::snapshot::Loaded;
 use super::{Activation, Active, Pieces, Published};
 use crate::guest::{Context, Engine, LocalFault, Module};
@@ -21,7 +21,7 @@ use crate::raft::types::{BatchId, Entry, Envelope, Kind, LogId, Proposal, Stored
 pub struct Replica {
     engine: Engine,
     metrics: Arc<Metrics>,
-    state: Published,
+    pub(super) state: Published,
 }
 
 /// Replies of one batch, for whoever sealed it.
@@ -108,24 +108,30 @@ impl Replica {
         };
         let count = batch.commands.len();
         let context = self.state.context(log_id);
+        let (now_ms, limits) = (self.state.time_ms, self.state.session_limits());
+        let mut sessions = self.state.sessions.clone();
+        let plan = self.state.module.as_ref().and_then(|_| sessions.plan(batch, now_ms, &limits));
+        let run = plan.as_ref().map_or(&[][..], |plan| plan.run());
+        let to_run = if plan.is_some() { run.len() } else { count };
         let started = std::time::Instant::now();
-        let (replies, map, writes) = match &self.state.module {
-            Some(module) if count > 0 => {
-                let overlay = Overlay::new(self.state.map.clone());
-                let (replies, overlay) = module.apply(&context, bytes, &[], overlay)?;
-                let (map, writes) = overlay.finish();
-                (replies, map, writes)
-            }
-            _ => {
-                let replies = vec![CommandReply::Failed(Failure::NoModule); count];
-                let (map, writes) = Overlay::new(self.state.map.clone()).finish();
-                (replies, map, writes)
-            }
+        let overlay = Overlay::new(self.state.map.clone());
+        let (replies, overlay) = match &self.state.module {
+            // For the module an empty `run` means all commands.
+            Some(module) if to_run > 0 => module.apply(&context, bytes, run, overlay)?,
+            _ => (vec![CommandReply::Failed(Failure::NoModule); to_run], overlay),
         };
+        let (map, writes) = overlay.finish();
         self.metrics.guest_seconds.observe(started.elapsed().as_secs_f64());
-        assert_eq!(replies.len(), count, "the guest room answers every command");
+        let replies = match plan {
+            Some(plan) => plan.finish(replies, &mut sessions, now_ms, self.state.first_command),
+            None => replies,
+        };
+        assert_eq!(replies.len(), count, "every command is answered");
+        let replays = replies.iter().filter(|reply| matches!(reply, CommandReply::Replayed(_))).count();
+        self.metrics.replays.inc_by(replays as u64);
         self.state.digest = digest::link(&self.state.digest, log_id.index, &writes, &replies);
         self.state.map = map;
+        self.state.sessions = sessions;
         self.state.first_command += count as u64;
         Ok(Done { id, log_id, replies })
     }
@@ -216,17 +222,28 @@ fn warn_of_other_engine(activation: &Activation, engine: &Engine) {
 }
 
 impl Published {
+    /// Of idempotency keys. The defaults until a module is active.
+    pub fn session_limits(&self) -> SessionLimits {
+        self.active.as_ref().map_or_else(SessionLimits::default, |active| active.activation.sessions)
+    }
+
     /// What a module sees when it runs on this state, for the entry `log_id`.
     pub fn context(&self, log_id: LogId) -> Context {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.cluster.to_le_bytes()).update(&self.first_command.to_le_bytes());
+        let time_ms = self.time_ms;
+        #[cfg(debug_assertions)]
+        let time_ms = super::faults::own_clock().unwrap_or(time_ms);
         let seed = u64::from_le_bytes(hasher.finalize().as_bytes()[..8].try_into().expect("8 bytes"));
         Context {
             log_index: log_id.index,
             term: log_id.leader_id.term,
-            time_ms: self.time_ms,
+            time_ms,
             first_command: self.first_command,
             seed,
         }
     }
 }
+
+#[cfg(test)]
+mod once_tests;

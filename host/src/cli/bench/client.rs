@@ -2,6 +2,7 @@
 //! them share one thread with no lock. What they measured is put together in `report.rs`.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -23,12 +24,17 @@ const QUOTED_MAX: usize = 5;
 /// The histogram's largest value, microseconds: longer than [`ANSWER_TIMEOUT`].
 const LATENCY_US_MAX: u64 = 60_000_000;
 
+/// With `--retry`, for how long an operation is sent again. Longer than a node's own time limit and an election: only a
+/// cluster that stays without a majority is given up.
+const RETRY_WITHIN: Duration = Duration::from_secs(60);
+
 /// What all clients of a phase count in.
 pub struct Tally {
     total: u64,
     next: Cell<u64>,
     done: Cell<u64>,
     errors: Cell<u64>,
+    retries: Cell<u64>,
     quoted: RefCell<Vec<String>>,
     latency_us: RefCell<Histogram<u64>>,
 }
@@ -41,6 +47,7 @@ impl Tally {
             next: Cell::new(0),
             done: Cell::new(0),
             errors: Cell::new(0),
+            retries: Cell::new(0),
             quoted: RefCell::default(),
             latency_us: RefCell::new(histogram),
         })
@@ -76,6 +83,11 @@ impl Tally {
         self.errors.get()
     }
 
+    /// How often a request was sent again.
+    pub fn retries(&self) -> u64 {
+        self.retries.get()
+    }
+
     /// The first few errors.
     pub fn quoted(&self) -> Vec<String> {
         self.quoted.borrow().clone()
@@ -86,9 +98,18 @@ impl Tally {
     }
 }
 
+/// What a client needs to send a request again.
+#[derive(Debug, Clone, Copy)]
+pub struct Retry {
+    /// Drawn for each run, so that no earlier run's keys are known: a repetition of those would measure nothing.
+    pub run: u64,
+}
+
 /// One client and what it knows to be written.
 pub struct Client {
-    url: Url,
+    /// All nodes, this client's first. The one in front is the one in use.
+    urls: VecDeque<Url>,
+    retry: Option<Retry>,
     workload: Workload,
     connection: Option<Connection>,
     /// The operations whose writes were acknowledged to this client.
@@ -100,12 +121,20 @@ pub struct Client {
 
 impl Client {
     /// Connected clients, spread over the URLs in turn.
-    pub async fn connect_all(urls: &[Url], count: usize, workload: Workload) -> anyhow::Result<Vec<Client>> {
+    pub async fn connect_all(
+        urls: &[Url],
+        count: usize,
+        workload: Workload,
+        retry: Option<Retry>,
+    ) -> anyhow::Result<Vec<Client>> {
         let mut clients = Vec::with_capacity(count);
-        for url in urls.iter().cycle().take(count) {
+        let mut urls: VecDeque<Url> = urls.iter().cloned().collect();
+        for _ in 0..count {
+            let url = &urls[0];
             let connection = connect(url).await.with_context(|| format!("is the cluster running at {url}?"))?;
             clients.push(Client {
-                url: url.clone(),
+                urls: urls.clone(),
+                retry,
                 workload,
                 connection: Some(connection),
                 written: Vec::new(),
@@ -113,6 +142,7 @@ impl Client {
                 value: BytesMut::new(),
                 answer: BytesMut::new(),
             });
+            urls.rotate_left(1);
         }
         Ok(clients)
     }
@@ -123,9 +153,9 @@ impl Client {
             let begun = Instant::now();
             let done = if self.workload.reads(op) && !self.written.is_empty() {
                 let earlier = self.written[self.workload.pick(op, self.written.len())];
-                self.read(earlier).await
+                self.read(earlier, &tally).await
             } else {
-                self.write(op).await
+                self.write(op, &tally).await
             };
             self.note(done, begun, &tally).await;
         }
@@ -136,7 +166,7 @@ impl Client {
     async fn verify(mut self, ops: Rc<Vec<u64>>, tally: Rc<Tally>) -> Client {
         for op in ops.iter() {
             let begun = Instant::now();
-            let done = self.read(*op).await;
+            let done = self.read(*op, &tally).await;
             self.note(done, begun, &tally).await;
         }
         self
@@ -152,42 +182,72 @@ impl Client {
         }
     }
 
-    async fn write(&mut self, op: u64) -> anyhow::Result<()> {
+    async fn write(&mut self, op: u64, tally: &Tally) -> anyhow::Result<()> {
         self.workload.path(op, &mut self.path);
         let value = self.workload.value(op, &mut self.value);
-        let status = self.exchange(Method::PUT, value).await?;
+        let key = self.retry.map(|Retry { run }| format!("bench-{run:016x}-{op}"));
+        let status = self.insist(Method::PUT, key.as_deref(), value, tally).await?;
         if !status.is_success() {
-            bail!("PUT {}{}: {}", self.url, self.path, self.refusal(status));
+            bail!("PUT {}{}: {}", self.urls[0], self.path, self.refusal(status));
         }
         self.written.push(op);
         Ok(())
     }
 
-    async fn read(&mut self, op: u64) -> anyhow::Result<()> {
+    async fn read(&mut self, op: u64, tally: &Tally) -> anyhow::Result<()> {
         self.workload.path(op, &mut self.path);
-        let status = self.exchange(Method::GET, Bytes::new()).await?;
+        let status = self.insist(Method::GET, None, Bytes::new(), tally).await?;
         if status != StatusCode::OK {
-            bail!("GET {}{}: {}", self.url, self.path, self.refusal(status));
+            bail!("GET {}{}: {}", self.urls[0], self.path, self.refusal(status));
         }
         if self.workload.value(op, &mut self.value) != self.answer {
-            bail!("GET {}{}: not the value that was written", self.url, self.path);
+            bail!("GET {}{}: not the value that was written", self.urls[0], self.path);
         }
         Ok(())
     }
 
-    /// One request and its answer; connects again if the last exchange broke the connection.
-    async fn exchange(&mut self, method: Method, body: Bytes) -> anyhow::Result<StatusCode> {
+    /// With `--retry`: sends the request to the next node as long as nobody took it or nobody knows what became of it,
+    /// within the time for that. Safe because a write has the same key each time, and a read has no effect.
+    async fn insist(
+        &mut self,
+        method: Method,
+        key: Option<&str>,
+        body: Bytes,
+        tally: &Tally,
+    ) -> anyhow::Result<StatusCode> {
+        let until = Instant::now() + RETRY_WITHIN;
+        loop {
+            let error = match self.exchange(method.clone(), key, body.clone()).await {
+                Ok(status) => return Ok(status),
+                Err(error) => error,
+            };
+            if self.retry.is_none() || Instant::now() >= until {
+                return Err(error);
+            }
+            tally.retries.set(tally.retries.get() + 1);
+            self.connection = None;
+            self.urls.rotate_left(1);
+            tokio::time::sleep(FAILURE_PAUSE).await;
+        }
+    }
+
+    /// One request and its answer; connects again if the last exchange broke the connection. An error: nobody took it,
+    /// or nobody knows what became of it.
+    async fn exchange(&mut self, method: Method, key: Option<&str>, body: Bytes) -> anyhow::Result<StatusCode> {
         // Taken out, so that an error or a timeout leaves none behind.
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => connect(&self.url).await?,
+            None => connect(&self.urls[0]).await?,
         };
-        let sent = connection.send(method.clone(), &self.path, body, &mut self.answer);
+        let sent = connection.send_keyed(method.clone(), &self.path, key, body, &mut self.answer);
         let status = tokio::time::timeout(ANSWER_TIMEOUT, sent)
             .await
             .unwrap_or_else(|_| Err(anyhow!("no answer within {ANSWER_TIMEOUT:?}")))
-            .with_context(|| format!("{method} {}{}", self.url, self.path))?;
+            .with_context(|| format!("{method} {}{}", self.urls[0], self.path))?;
         self.connection = Some(connection);
+        if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT) {
+            bail!("{method} {}{}: {}", self.urls[0], self.path, self.refusal(status));
+        }
         Ok(status)
     }
 

@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tokio::task::LocalSet;
 
-use self::client::{Client, Tally};
+use self::client::{Client, Retry, Tally};
 use self::report::{BatchCounts, Report, grouped};
 use self::workload::Workload;
 use super::cluster::folder::Folder;
@@ -57,6 +57,10 @@ pub struct BenchArgs {
     /// Share of reads; each reads a key that its client has written before
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
     read_percent: u8,
+    /// Send a request again, to the next node, when nobody took it or its outcome is unknown (503, 504, a broken
+    /// connection), for at most a minute. Each write carries an idempotency key, so that it happens once
+    #[arg(long)]
+    retry: bool,
     /// Read every key back afterwards and compare its value
     #[arg(long)]
     verify: bool,
@@ -140,7 +144,8 @@ async fn measure(args: &BenchArgs, urls: &[Url]) -> anyhow::Result<()> {
 }
 
 async fn run_phases(args: &BenchArgs, urls: &[Url], workload: Workload) -> anyhow::Result<()> {
-    let clients = Client::connect_all(urls, args.clients as usize, workload).await?;
+    let retry = args.retry.then(|| Retry { run: random_seed() });
+    let clients = Client::connect_all(urls, args.clients as usize, workload, retry).await?;
     let before = batch_counts(urls).await;
 
     let tally = Tally::new(args.ops);
@@ -152,6 +157,7 @@ async fn run_phases(args: &BenchArgs, urls: &[Url], workload: Workload) -> anyho
 
     let mut report = Report::new(tally.done(), tally.errors(), seconds, &tally.latency_us());
     report.mean_batch = BatchCounts::mean_batch(&before, &batch_counts(urls).await);
+    report.retries = args.retry.then(|| tally.retries());
     let mut wrong = 0;
     let mut quoted = tally.quoted();
     if args.verify {

@@ -22,6 +22,8 @@ pub struct Report {
     pub mean_batch: Option<f64>,
     /// Keys that were read back and had the right value. None: not asked for.
     pub verified: Option<u64>,
+    /// How often a request was sent again, because nobody took it or its outcome was unknown. None: not asked for.
+    pub retries: Option<u64>,
 }
 
 /// Microseconds.
@@ -60,6 +62,7 @@ impl Report {
             latency_us: Latency::of(latency_us),
             mean_batch: None,
             verified: None,
+            retries: None,
         }
     }
 
@@ -78,6 +81,9 @@ impl Report {
             ["latency p99.9".into(), ms(l.p999)],
             ["latency max".into(), ms(l.max)],
         ];
+        if let Some(retries) = self.retries {
+            rows.push(["retries".into(), grouped(retries)]);
+        }
         if let Some(mean) = self.mean_batch {
             rows.push(["mean batch".into(), format!("{mean:.1} commands")]);
         }
@@ -178,7 +184,7 @@ mod tests {
             names.join(" ")
         };
         let object = serde_json::to_value(report()).unwrap();
-        assert_eq!(names(&object), "errors latency_us mean_batch ops ops_per_second seconds verified");
+        assert_eq!(names(&object), "errors latency_us mean_batch ops ops_per_second retries seconds verified");
         assert_eq!(names(&object["latency_us"]), "max mean p50 p90 p99 p999");
         assert!(object["mean_batch"].is_null() && object["verified"].is_null());
         let verified = Report { verified: Some(1000), mean_batch: Some(12.5), ..report() };
@@ -187,12 +193,19 @@ mod tests {
 
     #[test]
     fn the_table_has_units() {
-        let text = Report { mean_batch: Some(12.34), verified: Some(1000), ..report() }.to_table();
+        let text = Report { mean_batch: Some(12.34), verified: Some(1000), retries: Some(2345), ..report() }.to_table();
         let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        for part in ["operations 1,010", "20,000 ops/s", "p99.9 1.00 ms", "mean batch 12.3 commands", "1,000 keys"] {
+        for part in [
+            "operations 1,010",
+            "20,000 ops/s",
+            "p99.9 1.00 ms",
+            "mean batch 12.3 commands",
+            "1,000 keys",
+            "retries 2,345",
+        ] {
             assert!(flat.contains(part), "no {part:?} in {text}");
         }
-        assert!(!report().to_table().contains("verified"));
+        assert!(!report().to_table().contains("verified") && !report().to_table().contains("retries"));
     }
 
     #[test]

@@ -18,6 +18,8 @@ use rustix::fs::{FlockOperation, fcntl_lock};
 use rustix::process::{Flock, FlockType, Pid, fcntl_getlk};
 use serde::Deserialize;
 
+use crate::durable::create_durably;
+
 /// Bytes of a node's log from which on it is put aside (as `log.old`) when the node is started.
 const LOG_ROTATE_BYTES: u64 = 16 << 20;
 /// Bytes at the end of a log that are read for a message.
@@ -76,7 +78,7 @@ impl Folder {
 
     /// Creates the directory if needed and becomes its launcher.
     pub fn lock(&self) -> anyhow::Result<Held> {
-        fs::create_dir_all(&self.dir).with_context(|| format!("can't create {}", self.dir.display()))?;
+        create_durably(&self.dir).with_context(|| format!("can't create {}", self.dir.display()))?;
         let path = self.lock_file();
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = file.with_context(|| format!("can't open {}", path.display()))?;

@@ -1,6 +1,6 @@
 //! Hostile modules against the room: small ones written as text, one behaviour each, and the real guests.
 
-mod assemble;
+pub(crate) mod assemble;
 mod contract;
 mod isolation;
 mod limits;
@@ -17,14 +17,14 @@ use super::*;
 use crate::outcome::{CommandReply, Failure};
 
 /// One for all tests: its pools take address space.
-static ENGINE: LazyLock<Engine> = LazyLock::new(|| Engine::new().unwrap());
+pub(crate) static ENGINE: LazyLock<Engine> = LazyLock::new(|| Engine::new().unwrap());
 
 const CONTEXT: Context = Context { log_index: 7, term: 2, time_ms: 1_000, first_command: 100, seed: 3 };
 const LONG: Duration = Duration::from_secs(60);
 
 /// A store that is too simple to be wrong.
 #[derive(Clone, Default, Debug, PartialEq)]
-struct Shelf {
+pub(crate) struct Shelf {
     base: BTreeMap<Vec<u8>, Vec<u8>>,
     saved: BTreeMap<Vec<u8>, Vec<u8>>,
     now: BTreeMap<Vec<u8>, Vec<u8>>,
@@ -86,7 +86,7 @@ impl CommandStore for Shelf {
     }
 }
 
-fn request(method: Method, path: &str, body: &[u8]) -> Request {
+pub(crate) fn request(method: Method, path: &str, body: &[u8]) -> Request {
     Request { method, path: path.into(), query: String::new(), headers: Vec::new(), body: body.to_vec() }
 }
 
@@ -105,6 +105,7 @@ fn letters(replies: &[CommandReply]) -> String {
         CommandReply::Failed(Failure::InvalidReply(_)) => 'I',
         CommandReply::Failed(Failure::QueryTimeout) => 'Q',
         CommandReply::Failed(other) => panic!("the guest room doesn't decide {other:?}"),
+        CommandReply::Replayed(_) => panic!("the guest room knows no keys"),
     };
     replies.iter().map(letter).collect()
 }
@@ -112,6 +113,6 @@ fn letters(replies: &[CommandReply]) -> String {
 fn failure(reply: &CommandReply) -> String {
     match reply {
         CommandReply::Failed(failure) => failure.to_string(),
-        CommandReply::Module(_) => panic!("the module replied"),
+        CommandReply::Module(_) | CommandReply::Replayed(_) => panic!("the module replied"),
     }
 }

@@ -35,6 +35,7 @@ fn bodies(replies: &[CommandReply]) -> Vec<String> {
     let body = |reply: &CommandReply| match reply {
         CommandReply::Module(reply) => String::from_utf8_lossy(&reply.body()).trim_end().to_owned(),
         CommandReply::Failed(failure) => failure.to_string(),
+        CommandReply::Replayed(_) => panic!("the guest room knows no keys"),
     };
     replies.iter().map(body).collect()
 }

@@ -40,6 +40,9 @@ async fn status_is_json_with_the_agreed_names() {
     assert_eq!(status["module"], serde_json::json!({"name": "kv", "version": "0.1.0", "digest": "ab"}));
     assert_eq!(status["state_digest"], "cd");
     assert_eq!(status["members"][0]["role"], "voter");
+    let idempotency =
+        serde_json::json!({"window_ms": 600_000, "keys": 2, "keys_max": 9, "bytes": 70, "bytes_max": 900});
+    assert_eq!(status["idempotency"], idempotency);
 }
 
 #[tokio::test]

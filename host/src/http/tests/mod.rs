@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::{Api, Consistency, HttpLimits, Member, MemberRole, ModuleStatus, Server, Status};
+use super::{Api, Consistency, HttpLimits, IdempotencyStatus, Member, MemberRole, ModuleStatus, Server, Status};
 use crate::outcome::{Answer, CommandReply, Failure, Refusal};
 
 /// No test waits longer: a hanging server fails instead of hanging the run.
@@ -33,6 +33,8 @@ pub(super) enum Behaviour {
     Reply(Reply),
     Refuse(Refusal),
     Fail(Failure),
+    /// As to a repeated idempotency key.
+    Replay(CommandReply),
     /// Echoes when the test lets it through the gate.
     Gate,
     Never,
@@ -68,6 +70,7 @@ impl Node {
             Behaviour::Reply(reply) => module(reply),
             Behaviour::Refuse(refusal) => return Err(refusal),
             Behaviour::Fail(failure) => CommandReply::Failed(failure),
+            Behaviour::Replay(first) => CommandReply::Replayed(Box::new(first)),
             Behaviour::Gate => {
                 self.gate.acquire().await.unwrap().forget();
                 module(echo)
@@ -116,6 +119,10 @@ impl Api for Node {
             boot_id: "b007".into(),
             uptime_seconds: 3,
             queue_bytes: 0,
+            idempotency: IdempotencyStatus { window_ms: 600_000, keys: 2, keys_max: 9, bytes: 70, bytes_max: 900 },
+            quarantine: None,
+            hold: None,
+            disk: crate::http::DiskStatus { free_bytes: 9, used_bytes: 8, quota_bytes: None, low: false },
             admin_address: None,
         }
     }

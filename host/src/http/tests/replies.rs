@@ -76,48 +76,161 @@ async fn a_status_that_http_does_not_have_is_an_error() {
     }
 }
 
+/// One of each refusal, with its status, outcome and kind. A new one doesn't compile until it stands here.
+fn refusals() -> Vec<(Refusal, u16, &'static str, &'static str)> {
+    use Refusal::*;
+    let (waited_ms, why) = (5, || "because".to_owned());
+    let all = [
+        Overloaded { queued_bytes: 9, limit_bytes: 8 },
+        NoLeader { waited_ms },
+        NoModule,
+        Founding,
+        ShuttingDown,
+        Lagging { waited_ms },
+        LocalFault(why()),
+        DiskFull(why()),
+        Quarantined(why()),
+        Held(why()),
+        Replaced,
+        Timeout { waited_ms },
+    ];
+    let expected = |refusal: &Refusal| match refusal {
+        Overloaded { .. } => (503, "rejected", "overloaded"),
+        NoLeader { .. } => (503, "rejected", "no-leader"),
+        NoModule => (503, "rejected", "no-module"),
+        Founding => (503, "rejected", "founding"),
+        ShuttingDown => (503, "rejected", "shutting-down"),
+        Lagging { .. } => (503, "rejected", "lagging"),
+        LocalFault(_) => (500, "rejected", "local-fault"),
+        DiskFull(_) => (503, "rejected", "disk-full"),
+        Quarantined(_) => (503, "rejected", "quarantined"),
+        Held(_) => (503, "rejected", "held"),
+        // The only two after which it may have happened.
+        Replaced => (504, "unknown", "replaced"),
+        Timeout { .. } => (504, "unknown", "timeout"),
+    };
+    let row = |refusal: Refusal| {
+        let (status, outcome, kind) = expected(&refusal);
+        (refusal, status, outcome, kind)
+    };
+    all.map(row).into()
+}
+
 #[tokio::test]
 async fn every_refusal_has_its_status_and_says_the_outcome() {
     let rig = Rig::new(HttpLimits::default()).await;
-    let cases = [
-        (Refusal::Overloaded { queued_bytes: 9, limit_bytes: 8 }, 503, "rejected", "overloaded"),
-        (Refusal::NoLeader { waited_ms: 5 }, 503, "rejected", "no-leader"),
-        (Refusal::NoModule, 503, "rejected", "no-module"),
-        (Refusal::ShuttingDown, 503, "rejected", "shutting-down"),
-        (Refusal::Founding, 503, "rejected", "founding"),
-        (Refusal::Lagging { waited_ms: 5 }, 503, "rejected", "lagging"),
-        (Refusal::Timeout { waited_ms: 5 }, 504, "unknown", "timeout"),
-    ];
     let mut client = rig.client().await;
-    for (refusal, status, outcome, kind) in cases {
+    for (refusal, status, outcome, kind) in refusals() {
         rig.node.behave(Behaviour::Refuse(refusal.clone()));
         client.send(PUT).await;
         let seen = client.reply().await;
         assert_eq!((seen.status, seen.outcome().as_str()), (status, outcome), "{refusal:?}");
         assert_eq!(seen.header("retry-after"), (status == 503).then_some("1"), "{refusal:?}");
         let text = String::from_utf8(seen.body).unwrap();
-        assert!(text.contains(&format!("/_/problems/{kind}")) && text.contains(&refusal.to_string()), "{text}");
+        assert!(text.contains(&format!("/_/problems/{kind}\"")) && text.contains(&refusal_text(&refusal)), "{text}");
         client.send(GET).await;
         let seen = client.reply().await;
         assert_eq!((seen.status, seen.outcome().as_str()), (status, "rejected"), "a query changes nothing");
     }
 }
 
+fn refusal_text(refusal: &Refusal) -> String {
+    serde_json::to_string(&refusal.to_string()).unwrap().trim_matches('"').to_owned()
+}
+
+/// One of each failure, with its status and kind.
+fn failures() -> Vec<(Failure, u16, &'static str)> {
+    use Failure::*;
+    let all = [
+        Trap("unreachable".into()),
+        OutOfFuel,
+        OutOfMemory,
+        InvalidReply("two replies".into()),
+        BatchBudget,
+        QueryTimeout,
+        NoModule,
+        KeyReused,
+        KeysFull,
+        Skipped,
+    ];
+    let expected = |failure: &Failure| match failure {
+        Trap(_) => (500, "module-trap"),
+        OutOfFuel => (500, "out-of-fuel"),
+        OutOfMemory => (500, "out-of-memory"),
+        InvalidReply(_) => (500, "invalid-reply"),
+        BatchBudget => (503, "batch-budget"),
+        QueryTimeout => (503, "query-timeout"),
+        NoModule => (503, "no-module"),
+        KeyReused => (422, "idempotency-key-reused"),
+        KeysFull => (503, "idempotency-keys-full"),
+        Skipped => (500, "skipped"),
+    };
+    let row = |failure: Failure| {
+        let (status, kind) = expected(&failure);
+        (failure, status, kind)
+    };
+    all.map(row).into()
+}
+
 #[tokio::test]
 async fn every_failure_has_its_status_and_says_that_nothing_was_written() {
     let rig = Rig::new(HttpLimits::default()).await;
-    let cases = [
-        (Failure::Trap("unreachable".into()), 500),
-        (Failure::OutOfFuel, 500),
-        (Failure::OutOfMemory, 500),
-        (Failure::InvalidReply("two replies".into()), 500),
-        (Failure::BatchBudget, 503),
-    ];
-    for (failure, status) in cases {
+    for (failure, status, kind) in failures() {
         rig.node.behave(Behaviour::Fail(failure.clone()));
         let seen = rig.ask(PUT).await;
         assert_eq!((seen.status, seen.outcome().as_str()), (status, "rejected"), "{failure:?}");
         assert_eq!(seen.header("raftlet-index"), Some("42"));
         assert_eq!(seen.header("retry-after"), (status == 503).then_some("1"));
+        assert_eq!(seen.header("idempotent-replayed"), None);
+        let text = String::from_utf8(seen.body).unwrap();
+        assert!(text.contains(&format!("/_/problems/{kind}\"")), "{text}");
     }
+}
+
+#[tokio::test]
+async fn a_replayed_reply_is_the_first_one_and_says_so() {
+    let rig = Rig::new(HttpLimits::default()).await;
+    // A module can't pretend it.
+    let first = Reply {
+        status: 201,
+        content_type: "application/x-own".into(),
+        headers: vec![header("etag", "\"9\""), header("Idempotent-Replayed", "false")],
+        body: b"\0body".to_vec(),
+    };
+    let first = CommandReply::split(Replies { replies: vec![first] }.to_bytes().into()).unwrap().remove(0);
+    rig.node.behave(Behaviour::Replay(first));
+    let seen = rig.ask(PUT).await;
+    assert_eq!((seen.status, seen.body.as_slice()), (201, b"\0body".as_slice()));
+    assert_eq!((seen.header("etag"), seen.header("content-type")), (Some("\"9\""), Some("application/x-own")));
+    assert_eq!(seen.head.to_ascii_lowercase().matches("idempotent-replayed").count(), 1, "{}", seen.head);
+    assert_eq!(seen.header("idempotent-replayed"), Some("true"));
+    rig.node.behave(Behaviour::Replay(CommandReply::Failed(Failure::OutOfFuel)));
+    let seen = rig.ask(PUT).await;
+    assert_eq!((seen.status, seen.outcome().as_str()), (500, "rejected"));
+    assert_eq!(seen.header("idempotent-replayed"), Some("true"));
+}
+
+fn with_key(method: &str, keys: &[&str]) -> String {
+    let lines: String = keys.iter().map(|key| format!("Idempotency-Key: {key}\r\n")).collect();
+    format!("{method} / HTTP/1.1\r\nHost: h\r\n{lines}Content-Length: 0\r\n\r\n")
+}
+
+#[tokio::test]
+async fn a_commands_key_goes_on_bare_and_a_querys_does_not() {
+    let rig = Rig::new(HttpLimits::default()).await;
+    for given in ["\"a-b\"", "a-b"] {
+        assert_eq!(rig.ask(with_key("POST", &[given])).await.status, 200);
+        assert_eq!(rig.node.last_seen().0.headers, [header("idempotency-key", "a-b")], "{given}");
+    }
+    for given in ["a-b", "not valid", ""] {
+        assert_eq!(rig.ask(with_key("GET", &[given])).await.status, 200);
+        assert_eq!(rig.node.last_seen().0.headers, [], "{given}");
+    }
+    let before = rig.node.seen.lock().unwrap().len();
+    for refused in [vec!["a b"], vec![""], vec!["a", "a"], vec!["\"a"], vec!["\"a\"; x"]] {
+        let seen = rig.ask(with_key("POST", &refused)).await;
+        assert_eq!((seen.status, seen.outcome().as_str()), (400, "rejected"), "{refused:?}");
+        assert!(String::from_utf8_lossy(&seen.body).contains("/_/problems/bad-idempotency-key"));
+    }
+    assert_eq!(rig.node.seen.lock().unwrap().len(), before, "what was refused didn't reach the node");
 }

@@ -1,8 +1,12 @@
 //! Tests of the whole log on a real sled in a temporary folder.
 
 mod durability;
+mod endurance;
+mod failpoints;
 mod groups;
+mod inspect;
 mod model;
 mod reopen;
+mod rot;
 mod suite;
 pub(crate) mod support;

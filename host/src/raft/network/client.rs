@@ -18,8 +18,10 @@ use openraft::raft::{
 use openraft::{AnyError, RaftNetworkFactory, RaftNetworkV2};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::super::clock::Clocks;
+use super::super::room::Rooms;
 use super::super::types::{Member, NodeId, SnapshotFile, TypeConfig, Vote};
 use super::frame::{FrameReader, FrameWriter, Outgoing};
 use super::handshake::Peers;
@@ -40,6 +42,7 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 pub struct Links {
     pub peers: Arc<Peers>,
     pub clocks: Arc<Clocks>,
+    pub rooms: Arc<Rooms>,
     pub serving: Arc<Serving>,
 }
 
@@ -51,8 +54,11 @@ pub struct Link {
     identity: u64,
     peers: Arc<Peers>,
     clocks: Arc<Clocks>,
+    rooms: Arc<Rooms>,
     serving: Arc<Serving>,
     open: Option<(FrameReader, FrameWriter)>,
+    /// When the last attempt to connect failed, if it did.
+    failed: Option<Instant>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Links {
@@ -67,8 +73,10 @@ impl RaftNetworkFactory<TypeConfig> for Links {
             identity: member.identity,
             peers: self.peers.clone(),
             clocks: self.clocks.clone(),
+            rooms: self.rooms.clone(),
             serving: self.serving.clone(),
             open: None,
+            failed: None,
         }
     }
 }
@@ -79,7 +87,13 @@ impl Link {
         if let Some(open) = self.open.take() {
             return Ok(open);
         }
+        // openraft waits between the requests of a stream. Where no stream comes about it tries again at once: a leader
+        // whose follower is down would do nothing else.
+        if let Some(failed) = self.failed {
+            tokio::time::sleep_until(failed + RETRY).await;
+        }
         let dialled = self.peers.dial(self.target, &self.address, Some(self.identity)).await;
+        self.failed = dialled.is_err().then(Instant::now);
         dialled.map(|(reader, writer, _)| (reader, writer)).map_err(|e| RPCError::Unreachable(Unreachable::new(&e)))
     }
 
@@ -285,6 +299,7 @@ async fn next_answer<'s>(session: Option<AppendSession<'s>>) -> Option<(AppendAn
     match frame.and_then(Message::read) {
         Ok(Message::Appended(appended)) => {
             session.link.clocks.heard(session.link.target, appended.time_ms);
+            session.link.rooms.heard(session.link.target, appended.low);
             let result: StreamAppendResult<TypeConfig> = appended.result.into();
             // After a conflict or a higher vote both sides drop the connection: what was pipelined is void.
             let next = result.is_ok().then_some(session);

@@ -73,7 +73,7 @@ impl Source {
         };
         let answer = timeout(OFFER_WITHIN, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         match answer {
-            Ok(Message::Answer(Answer::SnapshotOffered(offer))) => Ok(*offer),
+            Ok(Message::Answer(Answer::SnapshotOffered(offer))) => Ok(offer),
             Ok(Message::Answer(Answer::Refused(why))) => Err(FetchError::Refused(self.node, why)),
             Ok(_) => Err(FetchError::Broken(self.node, "its answer is another message".into())),
             Err(e) => Err(FetchError::Broken(self.node, e.to_string())),
@@ -218,7 +218,7 @@ impl Source {
 
 /// How much of it is here.
 pub fn percent(have: u64, bytes: u64) -> u64 {
-    have.saturating_mul(100).checked_div(bytes).unwrap_or(100)
+    if bytes == 0 { 100 } else { have.saturating_mul(100) / bytes }
 }
 
 async fn say(writer: &mut FrameWriter, call: Call) -> io::Result<()> {

@@ -9,6 +9,7 @@ use openraft::raft::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::super::audit::{NoMajority, Report, Verdict};
 use super::super::codec;
 use super::super::types::{BatchId, Kind, LogId, TypeConfig, Vote};
 use super::frame::{Frame, Outgoing};
@@ -40,6 +41,8 @@ pub enum Message {
     Nack {
         sequence: u64,
         term: u64,
+        /// Because there is no room.
+        full: bool,
     },
     ReadIndex {
         round: u64,
@@ -61,6 +64,8 @@ pub struct Appended {
     pub result: AppendResult,
     /// The follower's clock, milliseconds since the Unix epoch.
     pub time_ms: u64,
+    /// Its disk is nearly full: it takes no entries.
+    pub low: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -83,6 +88,16 @@ pub enum Call {
     Lead {
         node: u64,
     },
+    /// What is this node's digest chain at these indices, and how is it?
+    Audit {
+        at: Vec<u64>,
+    },
+    /// What a majority of the voters has.
+    Verdict(Verdict),
+    /// Voters differ without a majority: apply nothing.
+    Stop(NoMajority),
+    /// To the leader: this node is in doubt, compare now.
+    Suspect,
     /// Which snapshot can be fetched, with at least this entry in it.
     OfferSnapshot {
         at_least: u64,
@@ -107,7 +122,8 @@ pub enum Answer {
     LeaderTransferred(openraft::raft::TransferLeaderResponse<TypeConfig>),
     Done,
     Refused(String),
-    SnapshotOffered(Box<Offer>),
+    Report(Report),
+    SnapshotOffered(Offer),
     /// A newer one has replaced it.
     SnapshotGone,
     /// So many bytes are here; ask again.
@@ -159,7 +175,7 @@ impl Message {
                 let head = post(&ForwardHead { term: f.term, kind: f.kind, node, boot, sequence });
                 out.push(FORWARD, [length_of(&head), head, f.bytes.clone()]);
             }
-            Message::Nack { sequence, term } => out.push(NACK, [post(&(sequence, term))]),
+            Message::Nack { sequence, term, full } => out.push(NACK, [post(&(sequence, term, full))]),
             Message::ReadIndex { round } => out.push(READ_INDEX, [post(round)]),
             Message::Ping => out.push(PING, []),
             Message::Pong => out.push(PONG, []),
@@ -181,8 +197,8 @@ impl Message {
                 Message::Forward(Forward { term, kind, id: BatchId { node, boot, sequence }, bytes: body })
             }
             NACK => {
-                let (sequence, term) = unpost(&body)?;
-                Message::Nack { sequence, term }
+                let (sequence, term, full) = unpost(&body)?;
+                Message::Nack { sequence, term, full }
             }
             READ_INDEX => Message::ReadIndex { round: unpost(&body)? },
             READ_FROM => {

@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::super::audit::Audit;
 use super::super::clock::now_ms;
 use super::super::proposals::Proposals;
 use super::super::{Raft, types::TypeConfig};
@@ -27,6 +28,7 @@ use super::handshake::{Caller, Peers, split};
 use super::install::Installer;
 use super::message::{Answer, Appended, Call, Message};
 use super::snapshots::Serving;
+use crate::log::Space;
 
 /// Appends of one connection that wait for openraft's core. Beyond, the connection isn't read.
 const APPENDS_WAITING_MAX: usize = 64;
@@ -37,13 +39,19 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// After an accept error (no file descriptors left, most often).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Entries that come when the disk is nearly full wait this long for room; then the connection ends. Long, so that the
+/// leader doesn't send them again and again, but under its patience (`client.rs`).
+const ROOM_WAIT: Duration = Duration::from_secs(4);
+
 /// What a peer's connection may reach.
 pub struct Served {
     pub peers: Arc<Peers>,
     pub raft: Raft,
     pub proposals: Proposals,
+    pub audit: Arc<Audit>,
+    pub space: Space,
     pub serving: Arc<Serving>,
-    pub installer: Arc<Installer>,
+    pub installer: Installer,
 }
 
 /// Accepts peers until dropped or aborted. All connections end with it.
@@ -142,9 +150,14 @@ async fn read_all(
         }
         match message {
             Message::Append(request) => {
+                // openraft must not see them: an append that the log refuses is the end of the node.
+                if !request.entries.is_empty() && served.space.is_low() {
+                    let room = tokio::time::timeout(ROOM_WAIT, served.space.wait(false));
+                    room.await.map_err(|_| io::Error::other("entries were refused: the disk is nearly full"))?;
+                }
                 let feed = appends.get_or_insert_with(|| {
                     let (feed, requests) = mpsc::channel(APPENDS_WAITING_MAX);
-                    tasks.spawn(append(served.raft.clone(), requests, out.clone()));
+                    tasks.spawn(append(served.raft.clone(), requests, out.clone(), served.space.clone()));
                     feed
                 });
                 if feed.send(request).await.is_err() {
@@ -189,11 +202,16 @@ async fn read_all(
 }
 
 /// One pipeline: requests into openraft, answers out, in order. Ends after an answer that isn't success.
-async fn append(raft: Raft, requests: mpsc::Receiver<AppendEntriesRequest<TypeConfig>>, out: mpsc::Sender<Message>) {
+async fn append(
+    raft: Raft,
+    requests: mpsc::Receiver<AppendEntriesRequest<TypeConfig>>,
+    out: mpsc::Sender<Message>,
+    space: Space,
+) {
     let requests = stream::unfold(requests, |mut r| async move { r.recv().await.map(|request| (request, r)) });
     let mut answers = std::pin::pin!(raft.stream_append(requests));
     while let Some(Ok(result)) = answers.next().await {
-        let appended = Appended { result: result.into(), time_ms: now_ms() };
+        let appended = Appended { result: result.into(), time_ms: now_ms(), low: space.is_low() };
         if out.send(Message::Appended(appended)).await.is_err() {
             return;
         }
@@ -205,6 +223,9 @@ async fn answer(call: Call, caller: &Caller, served: &Served) -> io::Result<Answ
     Ok(match call {
         Call::Vote(request) => Answer::Vote(raft.vote(request).await.map_err(io::Error::other)?),
         Call::PreVote(request) => Answer::Vote(raft.pre_vote(request).await.map_err(io::Error::other)?),
+        Call::TransferLeader(request) if request.to_node_id() == raft.node_id() && !served.audit.may_lead() => {
+            Answer::Refused("this node must not lead".into())
+        }
         Call::TransferLeader(request) => {
             Answer::LeaderTransferred(raft.handle_transfer_leader(request).await.map_err(io::Error::other)?)
         }
@@ -224,6 +245,19 @@ async fn answer(call: Call, caller: &Caller, served: &Served) -> io::Result<Answ
         }
         Call::Lead { node } => {
             raft.trigger().transfer_leader(node).await.map_err(io::Error::other)?;
+            Answer::Done
+        }
+        Call::Audit { at } => Answer::Report(served.audit.report(&at)),
+        Call::Verdict(verdict) => {
+            served.audit.judge(verdict).await;
+            Answer::Done
+        }
+        Call::Stop(split) => {
+            served.audit.stop(split);
+            Answer::Done
+        }
+        Call::Suspect => {
+            served.audit.nudge();
             Answer::Done
         }
         Call::OfferSnapshot { at_least } => served.serving.offer(at_least).await,

@@ -147,7 +147,7 @@ impl Serving {
             Ok(file) => {
                 let offer = Offer::of(&file);
                 self.hold(file);
-                Answer::SnapshotOffered(Box::new(offer))
+                Answer::SnapshotOffered(offer)
             }
             Err(why) => Answer::Refused(why),
         }

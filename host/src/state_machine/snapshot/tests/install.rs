@@ -7,9 +7,9 @@ use openraft::storage::RaftStateMachine;
 use super::*;
 use crate::guest::Engine;
 use crate::outcome::CommandReply;
-use crate::raft::types::{BatchId as Id, LogId, SnapshotFile};
+use crate::raft::types::{BatchId as Id, Entry, LogId, SnapshotFile};
 use crate::state_machine::snapshot::Snapshots;
-use crate::state_machine::{Applied, StateMachine, View, digest};
+use crate::state_machine::{Applied, Backlog, Gate, Held, StateMachine, View, digest};
 
 /// Remembers what it was told, and what could be read then.
 #[derive(Default)]
@@ -39,6 +39,15 @@ impl Applied for Told {
     }
 }
 
+/// Nothing is held here.
+struct Nothing;
+
+impl Backlog for Nothing {
+    fn read(&self, _start: u64, _end: u64) -> std::io::Result<Vec<Entry>> {
+        unreachable!("the gate stays open")
+    }
+}
+
 struct Room {
     machine: StateMachine,
     view: View,
@@ -52,7 +61,9 @@ fn room() -> Room {
     let snapshots = Snapshots::open(dir.path()).unwrap();
     let told = Arc::new(Told::default());
     let engine = Engine::new().unwrap();
-    let (machine, view) = StateMachine::start(engine, snapshots.clone(), told.clone(), Default::default()).unwrap();
+    let held = Held { gate: Gate::open(dir.path(), &[], None).unwrap(), backlog: Box::new(Nothing) };
+    let (machine, view) =
+        StateMachine::start(engine, snapshots.clone(), told.clone(), Default::default(), held).unwrap();
     let _ = told.view.set(view.clone());
     Room { machine, view, told, snapshots, _dir: dir }
 }

@@ -1,0 +1,166 @@
+//! What becomes of the commands of one batch: which are run, which get a reply that is known, which are refused. Made
+//! before the module is run, finished with its replies. Both follow from the batch, the sessions and the replicated
+//! clock alone.
+
+use std::collections::{HashMap, HashSet};
+
+use raftlet_machine::limits::IDEMPOTENCY_KEY_BYTES_MAX;
+use raftlet_machine::{ArchivedBatch, ArchivedRequest, IDEMPOTENCY_KEY};
+
+use super::record::{Fingerprint, HEAD_BYTES};
+use super::{SessionLimits, Sessions};
+use crate::outcome::{CommandReply, Failure};
+
+/// For a batch that has commands with idempotency keys; without one there is nothing to plan.
+pub struct Plan<'a> {
+    /// Of those that are run, in order.
+    run: Vec<u32>,
+    /// One for each command.
+    fates: Vec<Fate<'a>>,
+}
+
+enum Fate<'a> {
+    /// Run. It has no key.
+    Plain,
+    /// Run; its reply is kept.
+    First { key: &'a [u8], fingerprint: Fingerprint },
+    /// Not run: this is its reply.
+    Answered(CommandReply),
+    /// Not run: it repeats the command at this position, which is a `First`.
+    As(usize),
+}
+
+/// What was planned for the new keys of this batch.
+#[derive(Default)]
+struct New<'a> {
+    first: HashMap<&'a [u8], (usize, Fingerprint)>,
+    /// What they will take at least.
+    bytes: u64,
+}
+
+impl Sessions {
+    /// Begins with a batch: forgets what has expired, looks up its keys. None: all its commands are run, and nothing
+    /// will have to be kept.
+    pub fn plan<'a>(&mut self, batch: &'a ArchivedBatch, now_ms: u64, limits: &SessionLimits) -> Option<Plan<'a>> {
+        self.forget_expired(now_ms, limits, batch.commands.len());
+        batch.commands.iter().find_map(key_of)?;
+        let mut new = New::default();
+        let mut plan = Plan { run: Vec::new(), fates: Vec::with_capacity(batch.commands.len()) };
+        for (position, command) in batch.commands.iter().enumerate() {
+            let fate = match key_of(command) {
+                None => Fate::Plain,
+                Some(key) => self.fate(key, fingerprint(command), position, &mut new, now_ms, limits),
+            };
+            if matches!(fate, Fate::Plain | Fate::First { .. }) {
+                plan.run.push(position as u32);
+            }
+            plan.fates.push(fate);
+        }
+        Some(plan)
+    }
+
+    fn fate<'a>(
+        &mut self,
+        key: &'a [u8],
+        fingerprint: Fingerprint,
+        position: usize,
+        new: &mut New<'a>,
+        now_ms: u64,
+        limits: &SessionLimits,
+    ) -> Fate<'a> {
+        let refused = |failure| Fate::Answered(CommandReply::Failed(failure));
+        if let Some((first, known)) = new.first.get(key) {
+            return if *known == fingerprint { Fate::As(*first) } else { refused(Failure::KeyReused) };
+        }
+        if let Some((known, reply)) = self.look_up(key, now_ms, limits) {
+            let same = known == fingerprint;
+            return if same { Fate::Answered(replayed(reply)) } else { refused(Failure::KeyReused) };
+        }
+        // Younger keys are never forgotten to make room: their commands may be repeated yet.
+        let keys = self.keys() + new.first.len() as u64;
+        if keys >= limits.keys_max || self.bytes() + new.bytes >= limits.bytes_max {
+            return refused(Failure::KeysFull);
+        }
+        new.first.insert(key, (position, fingerprint));
+        new.bytes += (key.len() + HEAD_BYTES) as u64;
+        Fate::First { key, fingerprint }
+    }
+}
+
+impl Plan<'_> {
+    /// The positions of the commands that are to be run. May be empty.
+    pub fn run(&self) -> &[u32] {
+        &self.run
+    }
+
+    /// Takes the replies of those that were run, in order; keeps those that have a key; returns one for each command.
+    /// `first_command` is the number of the batch's first.
+    ///
+    /// # Panics
+    /// If there isn't one reply for each position of [`Plan::run`].
+    pub fn finish(
+        self,
+        ran: Vec<CommandReply>,
+        sessions: &mut Sessions,
+        now_ms: u64,
+        first_command: u64,
+    ) -> Vec<CommandReply> {
+        assert_eq!(ran.len(), self.run.len(), "every command that is run is answered");
+        let mut ran = ran.into_iter();
+        let mut next = || ran.next().expect("there is one for each");
+        let mut kept = HashSet::new();
+        let mut replies: Vec<CommandReply> = Vec::with_capacity(self.fates.len());
+        for (position, fate) in self.fates.into_iter().enumerate() {
+            let reply = match fate {
+                Fate::Plain => next(),
+                Fate::First { key, fingerprint } => {
+                    let reply = next();
+                    if sessions.keep(key, now_ms, first_command + position as u64, &fingerprint, &reply) {
+                        kept.insert(position);
+                    }
+                    reply
+                }
+                Fate::Answered(reply) => reply,
+                // Where nothing was kept, nothing happened: both clients may send it again.
+                Fate::As(first) if kept.contains(&first) => replayed(replies[first].clone()),
+                Fate::As(first) => replies[first].clone(),
+            };
+            replies.push(reply);
+        }
+        replies
+    }
+}
+
+fn replayed(reply: CommandReply) -> CommandReply {
+    CommandReply::Replayed(Box::new(reply))
+}
+
+/// What the client listener lets through. Anything else in an archive is no key, on all replicas alike.
+pub(super) fn is_key(key: &[u8]) -> bool {
+    (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) && key.iter().all(u8::is_ascii_graphic)
+}
+
+fn key_of(command: &ArchivedRequest) -> Option<&[u8]> {
+    let header = command.headers.iter().find(|header| header.name == IDEMPOTENCY_KEY)?;
+    Some(header.value.as_slice()).filter(|key| is_key(key))
+}
+
+/// Of all that makes a request but its key. Each part stands behind its length, so that no two requests feed the hash
+/// the same bytes.
+fn fingerprint(command: &ArchivedRequest) -> Fingerprint {
+    let mut hasher = blake3::Hasher::new();
+    let mut part = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    part(&[command.method as u8]);
+    part(command.path.as_bytes());
+    part(command.query.as_bytes());
+    part(&command.body);
+    for header in command.headers.iter().filter(|header| header.name != IDEMPOTENCY_KEY) {
+        part(header.name.as_bytes());
+        part(&header.value);
+    }
+    let hash = hasher.finalize();
+    hash.as_bytes()[..16].try_into().expect("a hash has 32 bytes")
+}

@@ -1,0 +1,169 @@
+//! Failpoints that need a cluster for themselves: while it is founded, when nodes differ, when a node is reloaded. See
+//! `failpoints.rs`, which has the others and the test that the list is complete.
+
+use std::path::Path;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use fastrand::Rng;
+use raftlet_tests::cluster::{ELECT_WITHIN, Options};
+use raftlet_tests::failpoints::{self, Failpoint, How, Reach};
+use raftlet_tests::process::{Process, Signal, tail};
+use raftlet_tests::{Cluster, Load, features, seed, slots, wait};
+
+const WRITERS: usize = 8;
+const PROGRESS_WITHIN: Duration = Duration::from_secs(60);
+const REACHED_WITHIN: Duration = Duration::from_secs(60);
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// The host changes its state where this stands in a command, if it was started with the failpoint of this name.
+const CORRUPT: &str = "apply.corrupt-write=return";
+const CALL: &[u8] = b"failpoint:corrupt-write";
+
+#[test]
+fn steps_of_founding() {
+    let mut rng = seed::rng("steps_of_founding");
+    for failpoint in failpoints::chosen(&[Reach::Founds, Reach::Joins]) {
+        for how in failpoint.ways() {
+            let cluster = found(failpoint, how, &mut rng);
+            check_all(&cluster, &mut rng);
+        }
+    }
+}
+
+#[test]
+fn steps_of_divergence() {
+    let mut rng = seed::rng("steps_of_divergence");
+    for failpoint in failpoints::chosen(&[Reach::Diverges, Reach::Judges]) {
+        for how in failpoint.ways() {
+            let cluster = diverge(failpoint, how, &mut rng);
+            check_all(&cluster, &mut rng);
+        }
+    }
+}
+
+#[test]
+fn steps_of_a_reload() {
+    let mut rng = seed::rng("steps_of_a_reload");
+    for failpoint in failpoints::chosen(&[Reach::Marks, Reach::Rejoins]) {
+        for how in failpoint.ways() {
+            let cluster = reload(failpoint, how, &mut rng);
+            check_all(&cluster, &mut rng);
+        }
+    }
+}
+
+/// A new cluster one of whose nodes dies while it comes into being.
+fn found(failpoint: &Failpoint, how: How, rng: &mut Rng) -> Cluster {
+    let mut cluster = Cluster::prepare(3, Options::default(), Some(slots::take()));
+    let armed = if failpoint.reach == Reach::Founds { 1 } else { rng.u64(2..=3) };
+    let setting = failpoint.setting(how, rng.u32(0..=failpoint.passes_max));
+    println!("node {armed}: {setting}");
+    cluster.set_variable(armed, "FAILPOINTS", &setting);
+    let ids: Vec<u64> = cluster.ids().collect();
+    ids.iter().for_each(|id| cluster.restart(*id));
+    wait_end(&mut cluster, armed, failpoint, how);
+    // As a service file would start it: a folder that has data ignores the flag.
+    let args = cluster.arguments(armed, armed == 1);
+    cluster.restart_as(armed, &args);
+    cluster.restart_all();
+    cluster
+}
+
+/// The leader's state changes, or, for one that must judge, another node's. The node with the failpoint dies of it.
+fn diverge(failpoint: &Failpoint, how: How, rng: &mut Rng) -> Cluster {
+    let mut options = Options::default();
+    if features::has_flag("--audit-interval") {
+        options.args.extend(["--audit-interval", "200ms"].map(Into::into));
+    }
+    let mut cluster = Cluster::prepare(3, options, Some(slots::take()));
+    let setting = failpoint.setting(how, 0);
+    // All have it: the leader is whoever it is.
+    for id in 1..=3 {
+        cluster.set_variable(id, "FAILPOINTS", &setting);
+    }
+    // Node 1 founds the cluster and leads at first; the wrong one is that, or another.
+    let wrong = if failpoint.reach == Reach::Diverges { 1 } else { rng.u64(2..=3) };
+    cluster.set_variable(wrong, "FAILPOINTS", &format!("{setting};{CORRUPT}"));
+    println!("{setting}, wrong: node {wrong}");
+    cluster.restart_all();
+    let leader = cluster.leader();
+    let armed = if failpoint.reach == Reach::Diverges { wrong } else { leader };
+    let _ = cluster.client(leader).answer_within(ANSWER_WITHIN).put("/kv/call", CALL);
+    wait_end(&mut cluster, armed, failpoint, how);
+    heal(&mut cluster, wrong);
+    cluster
+}
+
+/// Starts what is dead, without failpoints. A node that is in quarantine is reloaded from the others first.
+fn heal(cluster: &mut Cluster, wrong: u64) {
+    for id in cluster.ids() {
+        if cluster.is_running(id) {
+            // It has failpoints too.
+            cluster.kill(id);
+        }
+        cluster.restart(id);
+    }
+    let quarantined = wait::until("it is ready or in quarantine", PROGRESS_WITHIN, || {
+        let mut client = cluster.client(wrong).answer_within(ANSWER_WITHIN);
+        let ready = client.get("/_/ready").ok()?;
+        let status = client.get("/_/status").ok()?.json();
+        (ready.status == 200 || status["quarantine"].is_object()).then(|| status["quarantine"].is_object())
+    });
+    if quarantined {
+        println!("node {wrong} is in quarantine and is reloaded");
+        cluster.terminate(wrong);
+        let (status, said) = rejoin(&cluster.data(wrong), cluster.folder(), &[]);
+        assert!(status.success(), "{said}");
+        cluster.restart(wrong);
+    }
+    cluster.ids().for_each(|id| cluster.wait_ready(id));
+}
+
+/// A node is marked, or is reloaded after it was marked.
+fn reload(failpoint: &Failpoint, how: How, rng: &mut Rng) -> Cluster {
+    let args = features::frequent_snapshots("256KiB");
+    let mut cluster = Cluster::start_with(3, Options { args, ..Options::default() });
+    let armed = rng.u64(1..=3);
+    let setting = failpoint.setting(how, 0);
+    println!("node {armed}: {setting}");
+    cluster.terminate(armed);
+    if failpoint.reach == Reach::Marks {
+        let (status, said) = rejoin(&cluster.data(armed), cluster.folder(), &[("FAILPOINTS".into(), setting)]);
+        how.check_end(status, &said);
+    } else {
+        let (status, said) = rejoin(&cluster.data(armed), cluster.folder(), &[]);
+        assert!(status.success(), "{said}");
+        cluster.set_variable(armed, "FAILPOINTS", &setting);
+        cluster.restart(armed);
+        wait_end(&mut cluster, armed, failpoint, how);
+    }
+    cluster.restart_all();
+    cluster
+}
+
+/// `raftlet node rejoin`: how it ended and what it said.
+fn rejoin(dir: &Path, folder: &Path, environment: &[(String, String)]) -> (ExitStatus, String) {
+    let args = ["node".into(), "rejoin".into(), "--dir".into(), dir.into()];
+    let mut process = Process::start_in("rejoin", folder, &args, environment, Signal::KILL);
+    let status = process.wait(ELECT_WITHIN);
+    (status, process.stderr())
+}
+
+fn wait_end(cluster: &mut Cluster, armed: u64, failpoint: &Failpoint, how: How) {
+    let status = wait::poll(REACHED_WITHIN, || cluster.exited(armed));
+    let said = cluster.log(armed);
+    let Some(status) = status else {
+        panic!("{}: node {armed} was not reached\n{}", failpoint.name, tail(&said, 30));
+    };
+    cluster.wait_exit(armed);
+    how.check_end(status, &said);
+}
+
+/// Writes arrive everywhere.
+fn check_all(cluster: &Cluster, rng: &mut Rng) {
+    let load = Load::start_small(cluster, WRITERS, rng);
+    load.wait_for_more(50, PROGRESS_WITHIN);
+    let ledger = load.stop();
+    cluster.wait_converged();
+    ledger.verify(cluster);
+}
