@@ -84,6 +84,8 @@ impl Node {
         let mut log = opened.context("the log can't be opened")?;
         let dir = config.dir.clone();
         let snapshots = tokio::task::spawn_blocking(move || Snapshots::open(&dir)).await??;
+        // The rest of the reserve is the log's, whose failing is the end of the node.
+        snapshots.keep_free(config.disk.free_min_bytes / 2);
         starting::prepare(&config, identity, &mut log, &snapshots, &clients, client_limits(&config)).await?;
 
         let gate = Gate::open(&config.dir, &config.skip, quarantine::read(&config.dir)?)?;
@@ -268,6 +270,10 @@ impl Applied for Tickets {
 
     fn term_began(&self, term: u64) {
         Tickets::term_began(self, term);
+    }
+
+    fn withheld(&self, id: BatchId) {
+        Tickets::withheld(self, id);
     }
 
     fn replaced(&self) {
@@ -479,6 +485,9 @@ impl Api for Service {
         }
         if let Some(why) = self.space.state().shortage {
             return Err(format!("the disk is nearly full, only reads are answered: {why}"));
+        }
+        if let Some(progress) = self.consensus.fetching() {
+            return Err(progress);
         }
         let state = self.view.borrow().clone();
         if state.module.is_none() {

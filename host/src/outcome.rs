@@ -92,6 +92,8 @@ pub enum Refusal {
     Held(String),
     #[error("this node's state was replaced by a snapshot while the command was on its way; it may have taken effect")]
     Replaced,
+    #[error("this node's state is in doubt since the command was applied here; it may have taken effect")]
+    InDoubt,
     #[error("no answer within {waited_ms} ms; the command may still take effect")]
     Timeout { waited_ms: u64 },
 }
@@ -100,7 +102,7 @@ impl Refusal {
     /// Whether the refused command may have taken effect.
     pub fn outcome(&self) -> Outcome {
         match self {
-            Refusal::Timeout { .. } | Refusal::Replaced => Outcome::Unknown,
+            Refusal::Timeout { .. } | Refusal::Replaced | Refusal::InDoubt => Outcome::Unknown,
             _ => Outcome::Rejected,
         }
     }

@@ -113,8 +113,8 @@ pub const ALL: &[Failpoint] = &[
     // A leader has a verdict to tell; a leader that is wrong hands over; a node that is wrong marks itself.
     at("audit.before-verdict", Judges, 0, None),
     at("audit.before-hand-over", Diverges, 0, None),
-    at("quarantine.before-marker", Diverges, 0, Some(Ends)),
-    at("quarantine.after-marker", Diverges, 0, Some(Ends)),
+    at("quarantine.before-marker", Diverges, 0, Some(GoesOn)),
+    at("quarantine.after-marker", Diverges, 0, Some(GoesOn)),
     // A snapshot is begun, written, synced, named, put in its place; what is older goes; the log is purged.
     at("snapshot.begin", Snapshots, 1, Some(GoesOn)),
     at("snapshot.block", Snapshots, 3, Some(GoesOn)),

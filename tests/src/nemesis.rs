@@ -247,7 +247,9 @@ impl Nemesis {
         format!("node {id}, {milliseconds} ms from the true time")
     }
 
-    fn lag(&mut self, cluster: &Cluster, load: &Workload, leader: u64, ids: &[u64]) -> String {
+    fn lag(&mut self, cluster: &mut Cluster, load: &Workload, leader: u64, ids: &[u64]) -> String {
+        // The others must be a majority that goes on.
+        self.heal(cluster, load);
         let follower = self.other(ids, leader);
         let others: Vec<u64> = ids.iter().copied().filter(|id| *id != follower).collect();
         let has = cluster.status(follower).and_then(|status| status.last_log_index).unwrap_or(0);

@@ -167,6 +167,10 @@ impl One {
             }
             let action = self.choose();
             let operation = self.perform(action);
+            // Else all clients would soon wait at the node that doesn't serve, and none would be with the others.
+            if !operation.is_definite() {
+                self.node = self.rng.usize(0..self.connections.len());
+            }
             self.record(operation);
             std::thread::sleep(Duration::from_millis(self.rng.u64(0..=PAUSE_MS_MAX)));
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use raftlet_tests::cluster::{ELECT_WITHIN, Options};
-use raftlet_tests::failpoints::{self, Failpoint, How, Reach};
+use raftlet_tests::failpoints::{self, Failpoint, How, OnError, Reach};
 use raftlet_tests::process::{Process, Signal, tail};
 use raftlet_tests::{Cluster, Load, features, seed, slots, wait};
 
@@ -149,7 +149,12 @@ fn rejoin(dir: &Path, folder: &Path, environment: &[(String, String)]) -> (ExitS
     (status, process.stderr())
 }
 
+/// Until the failpoint has done what it can: the node is dead, or tells of the error.
 fn wait_end(cluster: &mut Cluster, armed: u64, failpoint: &Failpoint, how: How) {
+    if matches!(how, How::Error(_, OnError::GoesOn)) {
+        let what = format!("node {armed} tells of the error at {}", failpoint.name);
+        return wait::until(&what, REACHED_WITHIN, || cluster.log(armed).contains(how.trace()).then_some(()));
+    }
     let status = wait::poll(REACHED_WITHIN, || cluster.exited(armed));
     let said = cluster.log(armed);
     let Some(status) = status else {

@@ -224,6 +224,9 @@ fn the_next_leader_goes_on_when_the_first_dies_in_a_transfer() {
     wait::until("a part of the snapshot is there", WITHIN, || {
         partial_bytes(&cluster.data(down)).filter(|bytes| *bytes >= PIECE_BYTES)
     });
+    let ready = cluster.client(down).get("/_/ready").expect("an answer");
+    let said = String::from_utf8_lossy(&ready.body).into_owned();
+    assert!(ready.status == 503 && said.contains("takes a snapshot from node"), "it is not ready: {ready}");
     cluster.kill(first);
     cluster.wait_ready(down);
     assert_ne!(cluster.leader(), first);

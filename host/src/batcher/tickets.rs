@@ -193,6 +193,13 @@ impl Tickets {
         }
     }
 
+    /// The state machine applied this batch, anyone's, but nobody may rely on its replies.
+    pub fn withheld(&self, id: BatchId) {
+        if (id.node, id.boot) == (self.node, self.boot) {
+            self.refuse(id.sequence, &Refusal::InDoubt);
+        }
+    }
+
     /// The state was replaced by a snapshot, and any batch of this node's that was on its way may be in it. They are all
     /// closed: the term rule needs every entry to be applied here. Must be called before [`Tickets::term_began`] is for
     /// an entry behind the snapshot, or that would take such a batch for one that was never logged.

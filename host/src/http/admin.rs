@@ -109,7 +109,9 @@ impl Motion {
 
     /// Returns when nothing has moved for [`STILL`].
     async fn ended(&self) {
-        while self.epoch.elapsed().as_millis() as u64 - self.last_ms.load(Relaxed) < STILL.as_millis() as u64 {
+        while (self.epoch.elapsed().as_millis() as u64).saturating_sub(self.last_ms.load(Relaxed))
+            < STILL.as_millis() as u64
+        {
             tokio::time::sleep(STILL_POLL).await;
         }
     }

@@ -64,6 +64,7 @@ impl Problem {
             Refusal::Replaced => {
                 Problem::new(StatusCode::GATEWAY_TIMEOUT, "replaced", "The outcome is unknown", detail)
             }
+            Refusal::InDoubt => Problem::new(StatusCode::GATEWAY_TIMEOUT, "in-doubt", "The outcome is unknown", detail),
             Refusal::Timeout { .. } => {
                 Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", "No answer in time", detail)
             }

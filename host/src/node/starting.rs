@@ -48,6 +48,7 @@ pub async fn prepare(
         reloaded?;
     }
     let newest = snapshots.kept().first().and_then(|file| file.meta.last_log_id);
+    reload::raise_vote(log, newest, identity.node).await?;
     reconcile(log, newest).await.context("the log and the snapshots don't fit together")
 }
 

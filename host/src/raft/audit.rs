@@ -1,9 +1,10 @@
 //! Divergence: the leader compares the nodes' digests at indices that they have applied, again and again, and tells each
 //! what is right there. Each node judges itself: who has another digest than the majority goes into quarantine, who has
 //! the same goes on. Everything here is level-triggered: a message that is lost is sent again by the next round, by this
-//! leader or another. What is right is decided in `ballot.rs`; what a closed gate means is in `state_machine/gate.rs`.
+//! leader or another. What is asked and heard is
+//! in `hearing.rs`, what is right is decided in `ballot.rs`; what a closed gate means is in `state_machine/gate.rs`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use super::ballot::{Decision, decide};
 use super::calls::Calls;
 use super::clock::now_ms;
 use super::hand_over::Lead;
+use super::hearing::{Comparison, Report, Round};
 use super::identity::random;
 use super::network::message::{Answer, Call};
 use super::types::{BatchId, Kind, NodeId};
@@ -25,31 +27,17 @@ use super::{Leader, Proposals, Raft, quarantine};
 use crate::config::ChecksConfig;
 use crate::metrics::Metrics;
 use crate::state_machine::health::{Doubt, Quarantine, What, Why, hex};
-use crate::state_machine::{Gate, INDICES_MAX, Short};
+use crate::state_machine::{Gate, Short};
 
 /// Between rounds while nodes are in doubt: they answer nobody meanwhile.
 const DOUBT_INTERVAL: Duration = Duration::from_millis(100);
 /// A voter that has not yet applied an index is asked again so often, with pauses, before its voice is missed there.
 const LAGGARD_TRIES: usize = 5;
 const LAGGARD_PAUSE: Duration = Duration::from_millis(40);
-/// A node that is further behind doesn't keep the others from being compared at newer indices.
-const BEHIND_MAX: u64 = INDICES_MAX as u64 / 2;
+/// So long without a leader: several elections could have been held.
+const LEADERLESS: Duration = Duration::from_secs(5);
 /// For a checkpoint to be logged.
 const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What a node says of itself.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Report {
-    pub applied: Option<u64>,
-    /// At the indices that were asked for, in their order.
-    pub chain: Vec<Option<Short>>,
-    pub contents: Vec<(u64, Short)>,
-    pub quarantined: bool,
-    /// Its apply is held by an entry.
-    pub held: bool,
-    /// What it is in doubt about, and since which index.
-    pub doubt: Option<(What, u64)>,
-}
 
 /// What the majority has at an index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,14 +79,6 @@ enum Outcome {
     Open,
     /// Somebody answers nobody until it is known who is right.
     Doubtful,
-}
-
-/// What a round asked and heard.
-struct Round {
-    voters: BTreeSet<NodeId>,
-    /// All members that could be asked, this node included.
-    reports: BTreeMap<NodeId, Report>,
-    members: usize,
 }
 
 impl Audit {
@@ -192,6 +172,7 @@ impl Audit {
         // What the last round that settled all was about.
         let mut settled = None;
         let mut outcome = Outcome::Open;
+        let mut leaderless = Instant::now();
         loop {
             let in_doubt = self.gate.health().doubt.is_some() || outcome == Outcome::Doubtful;
             let pause = if in_doubt { config.audit_interval.min(DOUBT_INTERVAL) } else { config.audit_interval };
@@ -211,6 +192,10 @@ impl Audit {
             self.gate.follow(now_leads.map(|l| l.term));
             self.mark();
             self.show();
+            if now_leads.is_some() {
+                leaderless = Instant::now();
+            }
+            self.stand(now_leads, leaderless);
             match now_leads {
                 Some(Leader { here: true, .. }) => {
                     let question = (now_leads, self.gate.applied(), self.gate.contents().last().copied());
@@ -229,6 +214,16 @@ impl Audit {
                 None => (outcome, settled) = (Outcome::Open, None),
             }
             last_round = Instant::now();
+        }
+    }
+
+    /// A node in quarantine doesn't stand for election, unless nobody else is elected: its log is sound, and may be the
+    /// only one that all that was committed is in. It hands over as soon as another voter has that.
+    fn stand(&self, leads: Option<Leader>, leaderless: Instant) {
+        if self.gate.health().quarantine.is_some() {
+            let is_alone = leads.is_none() && leaderless.elapsed() > LEADERLESS;
+            let is_leading = leads.is_some_and(|l| l.here);
+            self.raft.runtime_config().elect(is_alone || is_leading);
         }
     }
 
@@ -259,7 +254,7 @@ impl Audit {
         *self.lead.unfit() = round.unfit();
         let mut is_settled = round.is_complete();
         let mut is_doubtful = round.reports.values().any(|r| r.doubt.is_some());
-        for (what, index, heard) in round.compared(&indices) {
+        for Comparison { what, index, heard } in round.compared(&indices) {
             let of_voters: Vec<_> = heard.iter().filter(|(id, _)| round.voters.contains(id)).copied().collect();
             match decide(&of_voters, round.voters.len()) {
                 Decision::Right { right, .. } => {
@@ -365,87 +360,3 @@ impl Audit {
         let _ = tokio::time::timeout(CHECKPOINT_TIMEOUT, propose).await;
     }
 }
-
-impl Round {
-    /// Voters whose digests count.
-    fn witnesses(&self) -> impl Iterator<Item = (&NodeId, &Report)> {
-        self.reports.iter().filter(|(id, r)| !r.quarantined && self.voters.contains(id))
-    }
-
-    /// Where to compare: at the newest index that a majority of the voters has applied, at the newest that all have that
-    /// aren't far behind, and wherever somebody is in doubt.
-    fn indices(&self) -> Vec<u64> {
-        let mut applied: Vec<u64> = self.witnesses().filter_map(|(_, r)| r.applied).collect();
-        applied.sort_unstable_by(|a, b| b.cmp(a));
-        let Some(newest) = applied.first().copied() else { return Vec::new() };
-        let majority = applied.get(self.voters.len() / 2).copied();
-        let all = applied.iter().rev().find(|index| **index + BEHIND_MAX >= newest).copied();
-        // A learner is compared where it is.
-        let learners = self.reports.iter().filter(|(id, r)| !r.quarantined && !self.voters.contains(id));
-        let learners = learners.filter_map(|(_, r)| r.applied);
-        // A node in doubt stands still: where it stands all others will come.
-        let doubtful = self.reports.values().filter(|r| r.doubt.is_some()).filter_map(|r| r.applied);
-        let indices: BTreeSet<u64> = majority.into_iter().chain(all).chain(learners).chain(doubtful).collect();
-        indices.into_iter().filter(|index| *index > 0 && index + BEHIND_MAX >= newest).collect()
-    }
-
-    /// All members were heard, and all that count have applied the same and digested the same checkpoint.
-    fn is_complete(&self) -> bool {
-        let mut seen = self.reports.values().filter(|r| !r.quarantined);
-        let at = |r: &Report| (r.applied, r.contents.last().map(|(index, _)| *index));
-        let first = seen.next().map(at);
-        self.reports.len() == self.members && seen.all(|r| Some(at(r)) == first)
-    }
-
-    /// What there is to decide: which digest, at which index, and who has which.
-    fn compared(&self, indices: &[u64]) -> Vec<(What, u64, Vec<(NodeId, Short)>)> {
-        let chain = indices
-            .iter()
-            .enumerate()
-            .map(|(at, index)| (What::Chain, *index, self.heard(|r| r.chain.get(at).copied().flatten())));
-        let content = self.checkpoints().into_iter().map(|index| {
-            let digest = |r: &Report| r.contents.iter().find(|(i, _)| *i == index).map(|(_, digest)| *digest);
-            (What::Content, index, self.heard(digest))
-        });
-        chain.chain(content).collect()
-    }
-
-    /// Checkpoints that at least two nodes have digested.
-    fn checkpoints(&self) -> Vec<u64> {
-        let mut seen: BTreeMap<u64, usize> = BTreeMap::new();
-        for (index, _) in self.reports.values().filter(|r| !r.quarantined).flat_map(|r| &r.contents) {
-            *seen.entry(*index).or_default() += 1;
-        }
-        seen.into_iter().filter(|(_, count)| *count > 1).map(|(index, _)| index).collect()
-    }
-
-    /// What those who count, or are audited as learners, have.
-    fn heard(&self, of: impl Fn(&Report) -> Option<Short>) -> Vec<(NodeId, Short)> {
-        let sound = self.reports.iter().filter(|(_, r)| !r.quarantined);
-        sound.filter_map(|(id, report)| Some((*id, of(report)?))).collect()
-    }
-
-    /// Voters differ somewhere without a majority, and one that was reached will have its voice in a moment.
-    fn is_worth_a_wait(&self, indices: &[u64]) -> bool {
-        indices.iter().enumerate().any(|(at, index)| {
-            let said = |r: &Report| r.chain.get(at).copied().flatten();
-            let heard: Vec<_> = self.witnesses().filter_map(|(id, r)| Some((*id, said(r)?))).collect();
-            let is_coming = self.witnesses().any(|(_, r)| r.doubt.is_none() && !r.held && r.applied < Some(*index));
-            is_coming && matches!(decide(&heard, self.voters.len()), Decision::Split(_))
-        })
-    }
-
-    fn unfit(&self) -> BTreeSet<NodeId> {
-        let unfit = self.reports.iter().filter(|(_, r)| r.quarantined || r.held || r.doubt.is_some());
-        unfit.map(|(id, _)| *id).collect()
-    }
-
-    fn sound_peers(&self, me: NodeId) -> Vec<NodeId> {
-        let unfit = self.unfit();
-        self.witnesses().map(|(id, _)| *id).filter(|id| *id != me && !unfit.contains(id)).collect()
-    }
-}
-
-#[cfg(test)]
-#[path = "audit_tests.rs"]
-mod tests;

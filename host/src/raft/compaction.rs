@@ -83,7 +83,12 @@ impl Compaction {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             looks.tick().await;
-            if !self.is_due() {
+            let before = self.newest;
+            let is_due = self.is_due();
+            if self.newest != before {
+                self.purge().await;
+            }
+            if !is_due {
                 continue;
             }
             if let Err(e) = self.build().await {

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use tokio::sync::watch;
 
@@ -15,6 +16,8 @@ use super::{Leader, Raft};
 
 /// For the successor to be elected: a vote is two syncs and a round trip.
 const HAND_OVER: Duration = Duration::from_millis(500);
+/// A voter that acknowledged nothing for so long may be dead: five heartbeats.
+const HEARD: Duration = Duration::from_secs(1);
 /// Between attempts of a leader without room to find a successor.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -61,7 +64,12 @@ impl Lead {
         let m = metrics.borrow_watched();
         let membership = m.membership_config.membership();
         let unfit = self.unfit();
-        let fits = |id: &NodeId| *id != m.id && self.rooms.has_room(*id) && !unfit.contains(id);
+        // A leader that hands over to a dead node is mute until there is an election.
+        let heard = |id: &NodeId| {
+            let last = m.heartbeat.as_ref().and_then(|heard| heard.get(id)).and_then(Option::as_ref);
+            last.is_some_and(|at| at.elapsed() < HEARD)
+        };
+        let fits = |id: &NodeId| *id != m.id && self.rooms.has_room(*id) && !unfit.contains(id) && heard(id);
         let voters: Vec<NodeId> = membership.voter_ids().filter(fits).collect();
         let matched = m.replication.iter().flatten().filter(|(id, _)| voters.contains(id));
         matched.max_by_key(|(_, matching)| **matching).map(|(id, _)| *id)

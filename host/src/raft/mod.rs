@@ -9,6 +9,7 @@ pub mod codec;
 mod compaction;
 mod forward;
 mod hand_over;
+mod hearing;
 pub mod identity;
 mod membership;
 mod network;
@@ -69,6 +70,7 @@ pub struct Consensus {
     lead: Lead,
     /// For backups: the snapshots of this node, and how fast they may leave it.
     pub serving: Arc<Serving>,
+    installer: Arc<Installer>,
     raft: Raft,
     peers: Arc<Peers>,
     tasks: Mutex<JoinSet<()>>,
@@ -154,7 +156,7 @@ impl Consensus {
         };
         peers.member.set(Box::new(lookup)).ok().expect("set once, here");
         serving.set_raft(raft.clone());
-        let installer = Installer::new(peers.clone(), raft.clone(), parts.snapshots.clone());
+        let installer = Arc::new(Installer::new(peers.clone(), raft.clone(), parts.snapshots.clone()));
 
         let mut tasks = JoinSet::new();
         let (leader_changed, leader) = watch::channel(None);
@@ -182,7 +184,7 @@ impl Consensus {
             audit,
             space: rooms.space.clone(),
             serving: serving.clone(),
-            installer,
+            installer: installer.clone(),
         };
         tasks.spawn(network::serve(listener, Arc::new(served)));
         let compaction = Compaction::new(
@@ -199,7 +201,7 @@ impl Consensus {
             tasks.spawn(bootstrap.run(raft.clone(), peers.clone(), proposals.clone(), leader.clone(), founded));
         }
         tasks.spawn(lead.clone().without_room());
-        Ok(Consensus { proposals, leader, lead, serving, raft, peers, tasks: Mutex::new(tasks) })
+        Ok(Consensus { proposals, leader, lead, serving, installer, raft, peers, tasks: Mutex::new(tasks) })
     }
 
     pub fn status(&self) -> RaftStatus {
@@ -226,6 +228,11 @@ impl Consensus {
             members: membership.nodes().map(|(id, member)| (*id, member.clone(), voters.contains(id))).collect(),
             failed: m.running_state.as_ref().err().map(|e| e.to_string()),
         }
+    }
+
+    /// How far a snapshot is that this node needs from its leader, if there is one.
+    pub fn fetching(&self) -> Option<String> {
+        self.installer.progress()
     }
 
     /// Resolves when this node must not go on: openraft stopped, or the folder belongs to another cluster.
@@ -273,6 +280,7 @@ impl Consensus {
         }
         let mut tasks = std::mem::take(&mut *self.tasks.lock().expect("no code panics under this lock"));
         tasks.shutdown().await;
+        self.installer.stop();
     }
 }
 

@@ -124,7 +124,6 @@ impl Reload {
             said = text;
             sleep(ROUND).await;
         };
-        raise_vote(log, &file, self.identity.node).await?;
         self.done(&file)
     }
 
@@ -169,9 +168,10 @@ fn remove_durably(dir: &Path, name: &str) -> anyhow::Result<()> {
     }
 }
 
-/// The vote's term can't be below the term of what is in the state: a leader of a lower one must never follow.
-async fn raise_vote(log: &mut SledLog, file: &SnapshotFile, me: NodeId) -> anyhow::Result<()> {
-    let term = file.meta.last_log_id.map_or(0, |l| l.leader_id.term);
+/// The vote's term can't be below the term of what is in the state: a leader of a lower one must never follow. At each
+/// start, because a crash may come between a snapshot's arrival and this.
+pub async fn raise_vote(log: &mut SledLog, newest: Option<LogId>, me: NodeId) -> anyhow::Result<()> {
+    let Some(term) = newest.map(|l| l.leader_id.term) else { return Ok(()) };
     let vote = log.read_vote().await?;
     if vote.is_none_or(|v| v.leader_id.term < term) {
         // As a candidate that nobody answered: in that term this node gives its vote to nobody else.

@@ -91,12 +91,14 @@ impl ApplyThread {
         }
         // Readable first, answered then: a client that was answered finds its write, even with a stale read here.
         self.publish.send_replace(Arc::new(self.replica.state()));
-        if self.gate.may_serve().is_err() {
-            // Nobody is told what may be wrong: these clients learn that the outcome is unknown.
-            done.clear();
-        }
+        // Nobody is told what may be wrong: these clients learn that the outcome is unknown.
+        let in_doubt = self.gate.may_serve().is_err();
         for Done { id, log_id, replies } in done {
-            self.sink.applied(id, log_id, replies);
+            if in_doubt {
+                self.sink.withheld(id);
+            } else {
+                self.sink.applied(id, log_id, replies);
+            }
         }
         self.tell_term();
         self.metrics.apply_seconds.observe(started.elapsed().as_secs_f64());

@@ -228,7 +228,8 @@ impl Gate {
             // The first index at which they differ is enough: chains that have parted never meet again.
             let is_known = health.doubt.as_ref().is_some_and(|d| {
                 let splits = matches!((&d.why, &doubt.why), (Why::NoMajority { .. }, Why::NoMajority { .. }));
-                *d == doubt || splits && d.what == doubt.what
+                // One that can't be decided is enough, and the chain says more.
+                *d == doubt || splits && (d.what == doubt.what || d.what == What::Chain)
             });
             let is_new = health.quarantine.is_none() && !is_known;
             if is_new {

@@ -47,6 +47,9 @@ pub trait Applied: Send + Sync + 'static {
     fn applied(&self, id: BatchId, log_id: LogId, replies: Vec<CommandReply>);
     /// An entry of this term was applied: what was handed over for an earlier term and was not applied, never will be.
     fn term_began(&self, term: u64);
+    /// This batch was applied, but its replies may be wrong: the state is in doubt. Told in place of `applied`, and before
+    /// `term_began`: a batch that was applied must never pass for one that wasn't.
+    fn withheld(&self, id: BatchId);
     /// The state was replaced by a snapshot: what became of the batches in it, this node can't know. Told before
     /// anything of what is applied behind the snapshot.
     fn replaced(&self);

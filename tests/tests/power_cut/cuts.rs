@@ -14,7 +14,8 @@ use raftlet_tests::{Client, Process, wait};
 
 use crate::recorded::Recorded;
 
-const READY_WITHIN: Duration = Duration::from_secs(40);
+/// Generous: a debug build compiles a module at each start, and other tests use the same cores.
+const READY_WITHIN: Duration = Duration::from_secs(60);
 const STATUS_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a number of cuts led to.

@@ -67,7 +67,7 @@ fn founding_alone() {
 fn founding_in_a_folder_of_its_own() {
     let mut rng = seed::rng("founding_in_a_folder_of_its_own");
     let mut recorded = Recorded::start_without_folders(1);
-    recorded.load(Profile { writes: 5, ..SMALL }, "founding", &mut rng);
+    recorded.load(Profile { writes: 50, ..SMALL }, "founding", &mut rng);
     survives("founding_in_a_folder_of_its_own", 4, &mut rng, recorded);
 }
 

@@ -71,3 +71,17 @@ async fn what_a_snapshot_closed_before_it_was_handed_over_again_stays_closed() {
     tokio::time::sleep(10 * REFUSED_PAUSE).await;
     assert_eq!(b.sizes(), [1], "nobody waits for it any more");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_applied_in_doubt_is_unknown_and_never_handed_over_again() {
+    let b = Bench::new(|_| {});
+    let task = b.submit(b"x");
+    b.settle().await;
+    b.tickets.withheld(b.tickets.id(0));
+    assert_eq!(task.await.unwrap().unwrap_err(), Refusal::InDoubt);
+    // The leader that was wrong is gone: for a batch that was applied by nobody this would be the proof of it.
+    b.tickets.term_began(2);
+    tokio::time::sleep(10 * REFUSED_PAUSE).await;
+    assert_eq!(b.sizes(), [1]);
+    assert!(b.tickets.is_pipe_idle());
+}

@@ -92,6 +92,7 @@ fn refusals() -> Vec<(Refusal, u16, &'static str, &'static str)> {
         Quarantined(why()),
         Held(why()),
         Replaced,
+        InDoubt,
         Timeout { waited_ms },
     ];
     let expected = |refusal: &Refusal| match refusal {
@@ -107,6 +108,7 @@ fn refusals() -> Vec<(Refusal, u16, &'static str, &'static str)> {
         Held(_) => (503, "rejected", "held"),
         // The only two after which it may have happened.
         Replaced => (504, "unknown", "replaced"),
+        InDoubt => (504, "unknown", "in-doubt"),
         Timeout { .. } => (504, "unknown", "timeout"),
     };
     let row = |refusal: Refusal| {

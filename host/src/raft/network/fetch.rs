@@ -73,7 +73,7 @@ impl Source {
         };
         let answer = timeout(OFFER_WITHIN, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         match answer {
-            Ok(Message::Answer(Answer::SnapshotOffered(offer))) => Ok(offer),
+            Ok(Message::Answer(Answer::SnapshotOffered(offer))) => Ok(*offer),
             Ok(Message::Answer(Answer::Refused(why))) => Err(FetchError::Refused(self.node, why)),
             Ok(_) => Err(FetchError::Broken(self.node, "its answer is another message".into())),
             Err(e) => Err(FetchError::Broken(self.node, e.to_string())),
@@ -137,6 +137,7 @@ impl Source {
             have = 0;
         }
         let (name, node, bytes) = (&offer.name, self.node, offer.bytes);
+        snapshots.room_for(bytes - have).map_err(local)?;
         if have == 0 {
             tracing::info!("fetching the snapshot {name} from node {node}: {bytes} bytes");
         } else {
@@ -148,6 +149,11 @@ impl Source {
             let broken = match self.session(&file, offer, &mut have, progress).await {
                 Ok(()) => break,
                 Err(FetchError::Broken(_, why)) => why,
+                Err(other @ FetchError::Local(_)) => {
+                    // The disk is short of room, most likely: what is here must not keep it so.
+                    snapshots.discard_incoming(name).map_err(local)?;
+                    return Err(other);
+                }
                 Err(other) => return Err(other),
             };
             fruitless = if have > before { 0 } else { fruitless + 1 };
@@ -218,7 +224,7 @@ impl Source {
 
 /// How much of it is here.
 pub fn percent(have: u64, bytes: u64) -> u64 {
-    if bytes == 0 { 100 } else { have.saturating_mul(100) / bytes }
+    have.saturating_mul(100).checked_div(bytes).unwrap_or(100)
 }
 
 async fn say(writer: &mut FrameWriter, call: Call) -> io::Result<()> {

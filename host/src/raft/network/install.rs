@@ -12,8 +12,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::super::Raft;
-use super::super::types::{LogId, SnapshotFile, TypeConfig, Vote};
-use super::fetch::{FetchError, Source};
+use super::super::types::{LogId, NodeId, SnapshotFile, TypeConfig, Vote};
+use super::fetch::{FetchError, Source, percent};
 use super::handshake::{Caller, Peers};
 use super::message::Answer;
 use super::snapshots::Offer;
@@ -44,6 +44,8 @@ struct Inner {
 struct Job {
     name: String,
     vote: Vote,
+    from: NodeId,
+    bytes: u64,
     have: watch::Receiver<u64>,
     ended: watch::Receiver<Option<Answer>>,
     /// Ends it while it is being fetched; not while it is being installed.
@@ -54,6 +56,14 @@ impl Installer {
     pub fn new(peers: Arc<Peers>, raft: Raft, snapshots: Arc<Snapshots>) -> Self {
         let inner = Inner { peers, raft, snapshots, damaged: Mutex::default() };
         Installer { inner: Arc::new(inner), job: Mutex::default(), tasks: Mutex::default() }
+    }
+
+    /// How far a snapshot is that this node needs, if there is one: its state is far behind then.
+    pub fn progress(&self) -> Option<String> {
+        let job = self.job.lock().expect("no code panics under this lock");
+        let job = job.as_ref().filter(|job| job.ended.borrow().is_none())?;
+        let done = percent(*job.have.borrow(), job.bytes);
+        Some(format!("this node is far behind and takes a snapshot from node {}: {done} %", job.from))
     }
 
     /// Answers within [`ANSWER_WITHIN`], also when the snapshot is still on its way.
@@ -86,7 +96,6 @@ impl Installer {
     }
 
     /// None: the job of another snapshot must end first.
-    #[expect(clippy::type_complexity, reason = "the two watches of a job")]
     fn join_or_begin(
         &self,
         caller: &Caller,
@@ -121,13 +130,21 @@ impl Installer {
             let answer = work.run(&progress, cancelled).await;
             end.send_replace(Some(answer));
         });
-        *job = Some(Job { name: offer.name.clone(), vote, have: have.clone(), ended: ended.clone(), cancel });
+        let (name, from, bytes) = (offer.name.clone(), caller.node, offer.bytes);
+        *job = Some(Job { name, vote, from, bytes, have: have.clone(), ended: ended.clone(), cancel });
         Some((have, ended))
+    }
+
+    /// Ends what is under way.
+    pub fn stop(&self) {
+        self.tasks.lock().expect("no code panics under this lock").abort_all();
     }
 
     fn forget(&self, name: &str) {
         let mut job = self.job.lock().expect("no code panics under this lock");
-        if job.as_ref().is_some_and(|j| j.name == name) {
+        // A newer job of the same name may be under way.
+        let has_ended = |j: &Job| j.ended.borrow().is_some() || j.ended.has_changed().is_err();
+        if job.as_ref().is_some_and(|j| j.name == name && has_ended(j)) {
             *job = None;
         }
     }

@@ -9,8 +9,9 @@ use openraft::raft::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::super::audit::{NoMajority, Report, Verdict};
+use super::super::audit::{NoMajority, Verdict};
 use super::super::codec;
+use super::super::hearing::Report;
 use super::super::types::{BatchId, Kind, LogId, TypeConfig, Vote};
 use super::frame::{Frame, Outgoing};
 use super::snapshots::Offer;
@@ -123,7 +124,7 @@ pub enum Answer {
     Done,
     Refused(String),
     Report(Report),
-    SnapshotOffered(Offer),
+    SnapshotOffered(Box<Offer>),
     /// A newer one has replaced it.
     SnapshotGone,
     /// So many bytes are here; ask again.

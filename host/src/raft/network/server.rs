@@ -14,15 +14,17 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use openraft::EntryPayload;
 use openraft::raft::AppendEntriesRequest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::super::Raft;
 use super::super::audit::Audit;
 use super::super::clock::now_ms;
 use super::super::proposals::Proposals;
-use super::super::{Raft, types::TypeConfig};
+use super::super::types::{Entry, Kind, TypeConfig};
 use super::frame::{FrameReader, FrameWriter, Outgoing};
 use super::handshake::{Caller, Peers, split};
 use super::install::Installer;
@@ -51,7 +53,7 @@ pub struct Served {
     pub audit: Arc<Audit>,
     pub space: Space,
     pub serving: Arc<Serving>,
-    pub installer: Installer,
+    pub installer: Arc<Installer>,
 }
 
 /// Accepts peers until dropped or aborted. All connections end with it.
@@ -151,7 +153,8 @@ async fn read_all(
         match message {
             Message::Append(request) => {
                 // openraft must not see them: an append that the log refuses is the end of the node.
-                if !request.entries.is_empty() && served.space.is_low() {
+                // What an election and the membership need is small, and the reserve is for it.
+                if request.entries.iter().any(is_large) && served.space.is_low() {
                     let room = tokio::time::timeout(ROOM_WAIT, served.space.wait(false));
                     room.await.map_err(|_| io::Error::other("entries were refused: the disk is nearly full"))?;
                 }
@@ -264,4 +267,9 @@ async fn answer(call: Call, caller: &Caller, served: &Served) -> io::Result<Answ
         Call::InstallSnapshot { vote, offer } => served.installer.install(caller, vote, offer).await,
         Call::SnapshotPiece { .. } => Answer::Refused("a piece is answered by bytes".into()),
     })
+}
+
+/// Whether the entry may be of any size.
+fn is_large(entry: &Entry) -> bool {
+    matches!(&entry.payload, EntryPayload::Normal(proposal) if proposal.envelope.kind != Kind::Checkpoint)
 }

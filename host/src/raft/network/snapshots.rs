@@ -123,6 +123,8 @@ impl Serving {
             return Ok(file);
         }
         let (snapshots, state) = (self.snapshots.clone(), self.view.borrow().clone());
+        // Waiting for the turn took its time.
+        (self.may_serve)()?;
         let building = tokio::spawn(async move {
             let _turn = turn;
             let built = snapshots.build_apart(state).await;
@@ -131,7 +133,7 @@ impl Serving {
             built
         });
         match building.await {
-            Ok(Ok(file)) => Ok(file),
+            Ok(Ok(file)) => (self.may_serve)().map(|()| file),
             Ok(Err(e)) => Err(format!("no snapshot can be made: {e}")),
             Err(e) => Err(format!("no snapshot can be made: {e}")),
         }
@@ -147,7 +149,7 @@ impl Serving {
             Ok(file) => {
                 let offer = Offer::of(&file);
                 self.hold(file);
-                Answer::SnapshotOffered(offer)
+                Answer::SnapshotOffered(Box::new(offer))
             }
             Err(why) => Answer::Refused(why),
         }
@@ -206,27 +208,36 @@ impl Serving {
                 return;
             }
         }
-        let (path, index) = (file.path.clone(), file.meta.last_log_id.map_or(0, |l| l.index));
-        let snapshots = self.snapshots.clone();
-        let verified = tokio::task::spawn_blocking(move || {
-            let verified = snapshot::verify(&file.path);
-            if let Err(e @ SnapshotError::Damaged { .. }) = &verified {
-                // Still held open for whoever fetches it: they will find the damage too.
-                snapshots.set_aside(&file, &e.to_string()).unwrap_or_else(|e| tracing::warn!("{e}"));
-            }
-            verified
-        });
-        let verified = verified.await;
-        match verified {
-            Ok(Ok(_)) => tracing::warn!("a peer found {} damaged; here it isn't", path.display()),
-            Ok(Err(e)) => {
-                tracing::error!("a peer found {} damaged, and it is: {e}; building a new one", path.display());
-                if let Err(why) = self.at_least(index, BUILD_WITHIN).await {
+        let path = file.path.clone();
+        match tokio::task::spawn_blocking(move || snapshot::verify(&path)).await {
+            Ok(Ok(_)) => tracing::warn!("a peer found {} damaged; here it isn't", file.path.display()),
+            Ok(Err(e @ SnapshotError::Damaged { .. })) => {
+                tracing::error!("a peer found a snapshot damaged, and it is: {e}; building a new one");
+                if let Err(why) = self.replace(&file, &e.to_string()).await {
                     tracing::warn!("no new snapshot yet: {why}");
                 }
             }
-            Err(e) => tracing::warn!("{} was not verified: {e}", path.display()),
+            Ok(Err(e)) => tracing::warn!("a peer found a snapshot damaged, which can't be read now: {e}"),
+            Err(e) => tracing::warn!("{} was not verified: {e}", file.path.display()),
         }
+    }
+
+    /// Sets a damaged snapshot aside when there is another one in its place: a leader whose log was purged must always
+    /// have one to give, or openraft stops it.
+    async fn replace(&self, damaged: &SnapshotFile, why: &str) -> Result<(), String> {
+        (self.may_serve)()?;
+        let raft = self.raft.get().ok_or("this node is starting")?;
+        let turn = self.turn.clone().lock_owned().await;
+        let (snapshots, state) = (self.snapshots.clone(), self.view.borrow().clone());
+        let (damaged, why) = (damaged.clone(), why.to_string());
+        let replacing = tokio::spawn(async move {
+            let _turn = turn;
+            snapshots.build_in_place_of(state, &damaged).await.map_err(|e| e.to_string())?;
+            snapshots.set_aside(&damaged, &why).map_err(|e| e.to_string())
+        });
+        replacing.await.map_err(|e| e.to_string())??;
+        let _ = raft.trigger().snapshot().await;
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use raftlet_machine::limits::IDEMPOTENCY_KEY_BYTES_MAX;
+use raftlet_machine::limits::{IDEMPOTENCY_KEY_BYTES_MAX, REPLIES_BYTES_MAX};
 use raftlet_machine::{ArchivedBatch, ArchivedRequest, IDEMPOTENCY_KEY};
 
 use super::record::{Fingerprint, HEAD_BYTES};
@@ -17,6 +17,28 @@ pub struct Plan<'a> {
     run: Vec<u32>,
     /// One for each command.
     fates: Vec<Fate<'a>>,
+    replays: Replays,
+}
+
+/// What is copied from earlier replies. A known key costs its client nothing and may stand for a large reply, so that a
+/// batch's replays are bounded as its replies are.
+#[derive(Default)]
+struct Replays {
+    bytes: u64,
+}
+
+impl Replays {
+    /// The reply, unless this batch has repeated too much: then nothing happened, and it may be sent again.
+    fn of(&mut self, reply: CommandReply) -> CommandReply {
+        self.bytes += match &reply {
+            CommandReply::Module(reply) => reply.get().body.len() as u64,
+            _ => 0,
+        };
+        if self.bytes > REPLIES_BYTES_MAX as u64 {
+            return CommandReply::Failed(Failure::BatchBudget);
+        }
+        CommandReply::Replayed(Box::new(reply))
+    }
 }
 
 enum Fate<'a> {
@@ -34,6 +56,9 @@ enum Fate<'a> {
 #[derive(Default)]
 struct New<'a> {
     first: HashMap<&'a [u8], (usize, Fingerprint)>,
+    /// What was looked up: each reply is copied out of its record once.
+    known: HashMap<&'a [u8], (Fingerprint, CommandReply)>,
+    replays: Replays,
     /// What they will take at least.
     bytes: u64,
 }
@@ -45,18 +70,18 @@ impl Sessions {
         self.forget_expired(now_ms, limits, batch.commands.len());
         batch.commands.iter().find_map(key_of)?;
         let mut new = New::default();
-        let mut plan = Plan { run: Vec::new(), fates: Vec::with_capacity(batch.commands.len()) };
+        let (mut run, mut fates) = (Vec::new(), Vec::with_capacity(batch.commands.len()));
         for (position, command) in batch.commands.iter().enumerate() {
             let fate = match key_of(command) {
                 None => Fate::Plain,
                 Some(key) => self.fate(key, fingerprint(command), position, &mut new, now_ms, limits),
             };
             if matches!(fate, Fate::Plain | Fate::First { .. }) {
-                plan.run.push(position as u32);
+                run.push(position as u32);
             }
-            plan.fates.push(fate);
+            fates.push(fate);
         }
-        Some(plan)
+        Some(Plan { run, fates, replays: new.replays })
     }
 
     fn fate<'a>(
@@ -72,9 +97,14 @@ impl Sessions {
         if let Some((first, known)) = new.first.get(key) {
             return if *known == fingerprint { Fate::As(*first) } else { refused(Failure::KeyReused) };
         }
-        if let Some((known, reply)) = self.look_up(key, now_ms, limits) {
-            let same = known == fingerprint;
-            return if same { Fate::Answered(replayed(reply)) } else { refused(Failure::KeyReused) };
+        if !new.known.contains_key(key)
+            && let Some(found) = self.look_up(key, now_ms, limits)
+        {
+            new.known.insert(key, found);
+        }
+        if let Some((known, reply)) = new.known.get(key) {
+            let same = *known == fingerprint;
+            return if same { Fate::Answered(new.replays.of(reply.clone())) } else { refused(Failure::KeyReused) };
         }
         // Younger keys are never forgotten to make room: their commands may be repeated yet.
         let keys = self.keys() + new.first.len() as u64;
@@ -99,7 +129,7 @@ impl Plan<'_> {
     /// # Panics
     /// If there isn't one reply for each position of [`Plan::run`].
     pub fn finish(
-        self,
+        mut self,
         ran: Vec<CommandReply>,
         sessions: &mut Sessions,
         now_ms: u64,
@@ -122,17 +152,13 @@ impl Plan<'_> {
                 }
                 Fate::Answered(reply) => reply,
                 // Where nothing was kept, nothing happened: both clients may send it again.
-                Fate::As(first) if kept.contains(&first) => replayed(replies[first].clone()),
+                Fate::As(first) if kept.contains(&first) => self.replays.of(replies[first].clone()),
                 Fate::As(first) => replies[first].clone(),
             };
             replies.push(reply);
         }
         replies
     }
-}
-
-fn replayed(reply: CommandReply) -> CommandReply {
-    CommandReply::Replayed(Box::new(reply))
 }
 
 /// What the client listener lets through. Anything else in an archive is no key, on all replicas alike.

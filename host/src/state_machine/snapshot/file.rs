@@ -22,19 +22,43 @@ pub(super) fn write_file<T>(
     let mut building = path.as_os_str().to_owned();
     building.push(BUILDING);
     let building = PathBuf::from(building);
-    let (_, written) = write_unnamed(&building, write)?;
+    let (_, written) = write_unnamed(&building, None, write)?;
     fs::rename(&building, path)?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     sync_folder(folder.unwrap_or(Path::new(".")))?;
     Ok(written)
 }
 
-/// Writes and syncs a file, and deletes it if that fails.
+/// What must stay free of the disk.
+pub(super) struct Room {
+    pub(super) dir: PathBuf,
+    /// Bytes.
+    pub(super) keep_free: u64,
+}
+
+impl Room {
+    /// Whether so many bytes more leave enough. A disk that fills up is the log's end, and the node's.
+    pub(super) fn check(&self, bytes: u64) -> io::Result<()> {
+        if self.keep_free == 0 {
+            return Ok(());
+        }
+        let disk = rustix::fs::statvfs(&self.dir)?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if free < self.keep_free.saturating_add(bytes) {
+            let text = format!("{free} bytes are free, {bytes} are needed and {} left for the log", self.keep_free);
+            return Err(io::Error::new(io::ErrorKind::StorageFull, text));
+        }
+        Ok(())
+    }
+}
+
+/// Writes and syncs a file, and deletes it if that fails, or if the room gets short.
 pub(super) fn write_unnamed<T>(
     path: &Path,
+    room: Option<Room>,
     write: impl FnOnce(Paced) -> Result<(Paced, T), ReadError>,
 ) -> Result<(File, T), ReadError> {
-    let result = begin(path).map_err(ReadError::Io).and_then(write).and_then(|(out, written)| {
+    let result = begin(path, room).map_err(ReadError::Io).and_then(write).and_then(|(out, written)| {
         let file = out.finish().map_err(ReadError::Io)?;
         Ok((file, written))
     });
@@ -44,15 +68,16 @@ pub(super) fn write_unnamed<T>(
     result
 }
 
-fn begin(path: &Path) -> io::Result<Paced> {
+fn begin(path: &Path, room: Option<Room>) -> io::Result<Paced> {
     failpoint!("snapshot.begin", io);
     let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(path)?;
-    Ok(Paced { file, written: 0, synced: 0 })
+    Ok(Paced { file, room, written: 0, synced: 0 })
 }
 
 /// A file that is synced every few megabytes and doesn't stay in the page cache: nobody reads it soon.
 pub(super) struct Paced {
     file: File,
+    room: Option<Room>,
     written: u64,
     synced: u64,
 }
@@ -66,7 +91,7 @@ impl Paced {
             let _ = rustix::fs::fadvise(&self.file, self.synced, Some(length), rustix::fs::Advice::DontNeed);
         }
         self.synced = self.written;
-        Ok(())
+        self.room.as_ref().map_or(Ok(()), |room| room.check(SYNC_BYTES))
     }
 
     fn finish(mut self) -> io::Result<File> {

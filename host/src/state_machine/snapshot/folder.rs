@@ -11,11 +11,12 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use super::file::{BUILDING, sync_folder, write_unnamed};
+use super::file::{BUILDING, Room, sync_folder, write_unnamed};
 use super::load::{Loaded, Loading};
 use super::read::ReadError;
 use super::write::write_state;
@@ -43,6 +44,8 @@ pub struct Snapshots {
     building: Mutex<()>,
     /// Set aside since the folder was opened: names and reasons.
     damaged: Mutex<Vec<(String, String)>>,
+    /// Bytes of the disk that snapshots leave free.
+    keep_free: AtomicU64,
 }
 
 /// A snapshot that is being fetched: `NAME.partial`. It survives a restart, so that the fetch can go on.
@@ -94,6 +97,7 @@ impl Snapshots {
             kept: Mutex::default(),
             building: Mutex::default(),
             damaged: Mutex::default(),
+            keep_free: AtomicU64::new(0),
         };
         // Term and index come first in a name, both of fixed length.
         names.sort_unstable_by(|a, b| b.cmp(a));
@@ -148,19 +152,29 @@ impl Snapshots {
     /// # Errors
     /// The file can't be written; nothing of it is left. Nothing was ever applied to the state.
     pub fn build(&self, state: &Published) -> Result<SnapshotFile, SnapshotError> {
+        self.build_unless(state, None)
+    }
+
+    /// `damaged` doesn't count as kept.
+    fn build_unless(&self, state: &Published, damaged: Option<&Path>) -> Result<SnapshotFile, SnapshotError> {
         let _one_at_a_time = lock(&self.building);
+        self.room_for(0).map_err(|source| SnapshotError::Io { path: self.dir.clone(), source })?;
         let Some(header) = Header::of(state) else {
             let source = io::Error::new(io::ErrorKind::InvalidInput, "an empty state has no snapshot");
             return Err(SnapshotError::Io { path: self.dir.clone(), source });
         };
-        if let Some(same) = lock(&self.kept).iter().find(|kept| kept.meta.last_log_id == Some(header.last)) {
+        if let Some(same) = lock(&self.kept)
+            .iter()
+            .find(|kept| kept.meta.last_log_id == Some(header.last) && Some(kept.path.as_path()) != damaged)
+        {
             return Ok(same.clone());
         }
         let name = file_name(header.last, header.id);
         let building = self.dir.join(format!("{name}{BUILDING}"));
         let meta = header.meta();
         let io = |source| SnapshotError::Io { path: building.clone(), source };
-        let result = write_unnamed(&building, |out| write_state(out, header, state).map_err(ReadError::Io));
+        let result =
+            write_unnamed(&building, Some(self.room()), |out| write_state(out, header, state).map_err(ReadError::Io));
         let (file, summary) = result.map_err(|e| e.at(&building))?;
         let path = self.name_durably(&building, &name).map_err(io)?;
         let file = SnapshotFile { meta, path, file: Arc::new(file), bytes: summary.file_bytes };
@@ -169,16 +183,62 @@ impl Snapshots {
 
     /// [`Snapshots::build`] on a thread of its own, with low priority. The state is dropped there too: that may free much.
     pub async fn build_apart(self: &Arc<Self>, state: Arc<Published>) -> Result<SnapshotFile, SnapshotError> {
+        self.build_on_thread(state, None).await
+    }
+
+    /// The same for a state whose kept snapshot was found damaged: a new one is written even of the same entry.
+    pub async fn build_in_place_of(
+        self: &Arc<Self>,
+        state: Arc<Published>,
+        damaged: &SnapshotFile,
+    ) -> Result<SnapshotFile, SnapshotError> {
+        self.build_on_thread(state, Some(damaged.path.clone())).await
+    }
+
+    async fn build_on_thread(
+        self: &Arc<Self>,
+        state: Arc<Published>,
+        damaged: Option<PathBuf>,
+    ) -> Result<SnapshotFile, SnapshotError> {
         let (tx, rx) = oneshot::channel();
         let snapshots = self.clone();
         let build = move || {
             // Only this thread's, on Linux. It may be refused; then the snapshot is only less polite.
             let _ = rustix::process::nice(NICENESS);
-            let _ = tx.send(snapshots.build(&state));
+            let _ = tx.send(snapshots.build_unless(&state, damaged.as_deref()));
         };
         let io = |source| SnapshotError::Io { path: self.dir.clone(), source };
         std::thread::Builder::new().name("snapshot".into()).spawn(build).map_err(io)?;
         rx.await.unwrap_or_else(|_| Err(io(io::Error::other("the thread that wrote it panicked"))))
+    }
+
+    /// So many bytes of the disk are not for snapshots: the log needs room when there is little. Before it is called there
+    /// is no such limit.
+    pub fn keep_free(&self, bytes: u64) {
+        self.keep_free.store(bytes, Relaxed);
+    }
+
+    /// Whether a snapshot may take so many bytes more.
+    ///
+    /// # Errors
+    /// `StorageFull`, with a text that says how much there is.
+    pub fn room_for(&self, bytes: u64) -> io::Result<()> {
+        self.room().check(bytes)
+    }
+
+    fn room(&self) -> Room {
+        Room { dir: self.dir.clone(), keep_free: self.keep_free.load(Relaxed) }
+    }
+
+    /// Gives the disk back what an unfinished fetch has taken.
+    pub fn discard_incoming(&self, name: &str) -> io::Result<()> {
+        if !is_name(name) {
+            return Ok(());
+        }
+        match fs::remove_file(self.dir.join(format!("{name}{PARTIAL}"))) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
     }
 
     /// Makes or opens the partial file of the snapshot that is called `name` at its source ([`file_name`]). Partial files

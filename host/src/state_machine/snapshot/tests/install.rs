@@ -34,6 +34,10 @@ impl Applied for Told {
         self.note(format!("term {term}"));
     }
 
+    fn withheld(&self, id: Id) {
+        self.note(format!("withheld {}", id.sequence));
+    }
+
     fn replaced(&self) {
         self.note("replaced".into());
     }
@@ -53,6 +57,7 @@ struct Room {
     view: View,
     told: Arc<Told>,
     snapshots: Arc<Snapshots>,
+    gate: Arc<Gate>,
     _dir: tempfile::TempDir,
 }
 
@@ -61,11 +66,12 @@ fn room() -> Room {
     let snapshots = Snapshots::open(dir.path()).unwrap();
     let told = Arc::new(Told::default());
     let engine = Engine::new().unwrap();
-    let held = Held { gate: Gate::open(dir.path(), &[], None).unwrap(), backlog: Box::new(Nothing) };
+    let gate = Gate::open(dir.path(), &[], None).unwrap();
+    let held = Held { gate: gate.clone(), backlog: Box::new(Nothing) };
     let (machine, view) =
         StateMachine::start(engine, snapshots.clone(), told.clone(), Default::default(), held).unwrap();
     let _ = told.view.set(view.clone());
-    Room { machine, view, told, snapshots, _dir: dir }
+    Room { machine, view, told, snapshots, gate, _dir: dir }
 }
 
 impl Room {
@@ -145,4 +151,22 @@ async fn a_file_that_was_damaged_meanwhile_is_not_installed() {
     let (path, error) = (file.path.clone(), room.install(file).await.unwrap_err().to_string());
     assert!(error.contains(path.to_str().unwrap()), "{error}");
     assert_eq!((room.events(), room.view.borrow().applied), (vec![], None));
+}
+
+/// The leader's stamp at an index says that one of the two nodes is wrong.
+#[tokio::test]
+async fn a_batch_that_was_applied_beside_a_wrong_stamp_is_withheld_before_the_term_is_told() {
+    use crate::log::tests::support::entry;
+    use openraft::EntryPayload;
+    let mut room = room();
+    let file = room.snapshots.build(&state(3, 40)).unwrap();
+    room.install(file).await.unwrap();
+    room.events();
+    room.gate.follow(Some(4));
+    let (batch, mut wrong) = (entry(4, 41, 0), entry(4, 42, 0));
+    let EntryPayload::Normal(proposal) = &mut wrong.payload else { panic!("a batch") };
+    (proposal.envelope.stamp_index, proposal.envelope.stamp_digest) = (40, [7; 16]);
+    room.machine.apply(futures_util::stream::iter([Ok((batch, None)), Ok((wrong, None))])).await.unwrap();
+    assert_eq!(room.events(), [("withheld 41".into(), 41), ("term 4".into(), 41)]);
+    assert!(room.gate.may_serve().is_err());
 }

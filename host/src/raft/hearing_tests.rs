@@ -1,4 +1,4 @@
-//! Tests of `audit.rs`: where to compare, and what a round knows. What follows is tested with real processes.
+//! Tests of `hearing.rs`: where to compare, and what a round knows. What follows is tested with real processes.
 
 use super::*;
 
@@ -63,5 +63,8 @@ fn a_round_is_complete_when_all_were_heard_at_the_same_place() {
     let digested = Report { contents: vec![(5, [1; 16])], ..at(9) };
     let reports = [(1, digested.clone()), (2, digested.clone()), (3, at(9))];
     assert!(!round(&voters, &reports).is_complete(), "node 3 hasn't digested the checkpoint yet");
-    assert_eq!(round(&voters, &reports).compared(&[]), [(What::Content, 5, vec![(1, [1; 16]), (2, [1; 16])])]);
+    assert_eq!(
+        round(&voters, &reports).compared(&[]),
+        [Comparison { what: What::Content, index: 5, heard: vec![(1, [1; 16]), (2, [1; 16])] }]
+    );
 }
