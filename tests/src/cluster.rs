@@ -139,6 +139,11 @@ impl Cluster {
         self.ids().map(|id| self.address(id)).collect()
     }
 
+    /// Where the other nodes reach it.
+    pub fn peer_address(&self, id: u64) -> SocketAddr {
+        self.node(id).peer.address()
+    }
+
     pub fn client(&self, id: u64) -> Client {
         Client::new(self.address(id))
     }

@@ -7,6 +7,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
+use fastrand::Rng;
+
+use crate::features;
 use crate::process::tail;
 
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +46,7 @@ pub enum Reach {
     Founds,
     /// By joining the cluster that another node founds.
     Joins,
-    /// By being told to skip an entry.
+    /// By being told to skip the entry that it holds.
     Skips,
     /// By having another state than the others, as the leader.
     Diverges,
@@ -108,8 +111,8 @@ pub const ALL: &[Failpoint] = &[
     at("note.before-count", Starts, 0, Some(Ends)),
     at("note.after-count", Starts, 0, Some(Ends)),
     // Entries to be skipped are remembered.
-    at("skip.before-write", Skips, 0, Some(Ends)),
-    at("skip.after-write", Skips, 0, Some(Ends)),
+    at("skip.before-write", Skips, 0, Some(GoesOn)),
+    at("skip.after-write", Skips, 0, Some(GoesOn)),
     // A leader has a verdict to tell; a leader that is wrong hands over; a node that is wrong marks itself.
     at("audit.before-verdict", Judges, 0, None),
     at("audit.before-hand-over", Diverges, 0, None),
@@ -125,9 +128,9 @@ pub const ALL: &[Failpoint] = &[
     at("snapshot.before-purge", Snapshots, 1, None),
     // A snapshot from a peer: a piece is asked for, has arrived; all is there, verified, durable, handed over, installed.
     at("transfer.serve", Serves, 0, Some(GoesOn)),
-    at("transfer.chunk", Fetches, 0, None),
+    at("transfer.chunk", Fetches, 0, Some(GoesOn)),
     at("transfer.before-adopt", Fetches, 0, None),
-    at("snapshot.adopt", Fetches, 0, None),
+    at("snapshot.adopt", Fetches, 0, Some(GoesOn)),
     at("transfer.after-adopt", Fetches, 0, None),
     at("transfer.before-install", Fetches, 0, None),
     at("snapshot.install", Fetches, 0, Some(Ends)),
@@ -143,10 +146,13 @@ const fn at(name: &'static str, reach: Reach, passes_max: u32, on_error: Option<
 }
 
 impl Failpoint {
-    /// A crash, and each I/O error that can be asked for.
-    pub fn ways(&self) -> Vec<How> {
-        let errors = self.on_error.map(|e| [How::Error("eio", e), How::Error("enospc", e)]);
-        std::iter::once(How::Crash).chain(errors.into_iter().flatten()).collect()
+    /// A crash, and, where I/O errors can be asked for, one of them. `RAFTLET_FAILPOINT_ERRORS`: how many, up to 2.
+    pub fn ways(&self, rng: &mut Rng) -> Vec<How> {
+        let mut errors: Vec<How> =
+            self.on_error.map(|e| ["eio", "enospc"].map(|name| How::Error(name, e))).into_iter().flatten().collect();
+        rng.shuffle(&mut errors);
+        let count = features::setting("RAFTLET_FAILPOINT_ERRORS", 1) as usize;
+        std::iter::once(How::Crash).chain(errors.into_iter().take(count)).collect()
     }
 
     /// For `FAILPOINTS`: it fires after so many passes.
@@ -155,6 +161,10 @@ impl Failpoint {
             How::Crash => "return".into(),
             How::Error(error, _) => format!("return({error})"),
         };
+        if self.reach == Reach::Fetches && matches!(how, How::Error(_, OnError::GoesOn)) {
+            // Once: as long as it can't store the state, it isn't ready.
+            return format!("{}=1*{action}", self.name);
+        }
         match passes {
             0 => format!("{}={action}", self.name),
             passes => format!("{}={passes}*off->{action}", self.name),

@@ -27,6 +27,9 @@ pub struct Operation {
     pub returned: u64,
     /// How often it was sent. More than once only under one idempotency key.
     pub attempts: u32,
+    /// The last answer was one that had been kept: the write had happened by an earlier attempt.
+    #[serde(default)]
+    pub replayed: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -50,6 +50,11 @@ impl Client {
         Client { address, answer_within: ANSWER_WITHIN, stream: None, connections: 0 }
     }
 
+    /// The node's.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub fn answer_within(mut self, limit: Duration) -> Client {
         self.answer_within = limit;
         self

@@ -12,12 +12,21 @@ use std::time::Duration;
 use fastrand::Rng;
 use raftlet_tests::cluster::Options;
 use raftlet_tests::process::tail;
-use raftlet_tests::{Cluster, Fate, Ledger, Load, features, rot, seed, wait};
+use raftlet_tests::{Cluster, Fate, Ledger, Load, features, poison, rot, seed, slots, wait};
 
 const ROTS_DEFAULT: u64 = 1;
 /// sled's file is most of a node's data and has many kinds of places.
 const DB: &str = "raft-log/sled/db";
 const DB_TIMES: u64 = 4;
+/// Other kinds that must be among those that are found.
+const KINDS: [&str; 3] = ["identity.json", "applying", "snapshots/*.snapshot"];
+const SKIPS: &str = "skip.json";
+const QUARANTINE: &str = "quarantine.json";
+/// All of a small file that says one thing: it is damaged more often.
+const QUARANTINE_TIMES: u64 = 3;
+/// A node changes its state where this stands in a command, if it was started with the failpoint of this name.
+const CORRUPT: &str = "apply.corrupt-write=return";
+const CORRUPTING: &[u8] = b"failpoint:corrupt-write";
 const WRITERS: usize = 8;
 const WRITES: u64 = 250;
 const PROGRESS_WITHIN: Duration = Duration::from_secs(60);
@@ -29,7 +38,11 @@ const ASK_WITHIN: Duration = Duration::from_secs(2);
 fn flipped_bytes_are_refused_or_repaired_and_never_served() {
     let mut rng = seed::rng("bit_rot");
     let args = features::frequent_snapshots("128KiB");
-    let mut cluster = Cluster::start_with(3, Options { args, ..Options::default() });
+    let mut cluster = Cluster::prepare(3, Options { args, ..Options::default() }, Some(slots::take()));
+    if cfg!(debug_assertions) {
+        skip_one(&mut cluster);
+    }
+    cluster.restart_all();
     let load = Load::start(&cluster, WRITERS, &mut rng);
     load.wait_for_more(WRITES, PROGRESS_WITHIN);
     let leader = cluster.leader();
@@ -47,7 +60,9 @@ fn flipped_bytes_are_refused_or_repaired_and_never_served() {
     for node in [follower, leader] {
         bench.restore();
         let kinds = rot::kinds(&bench.cluster.data(node));
-        assert!(kinds.contains_key(DB) && kinds.contains_key("identity.json"), "{kinds:?}");
+        let skips = if cfg!(debug_assertions) { &[SKIPS][..] } else { &[] };
+        let expected = KINDS.iter().chain(&[DB]).chain(skips);
+        assert!(expected.clone().all(|kind| kinds.contains_key(*kind)), "{kinds:?}");
         println!("node {node} has {:?}", kinds.keys().collect::<Vec<_>>());
         for (kind, files) in kinds.into_iter().filter(|(kind, _)| only.as_ref().is_none_or(|o| o == kind)) {
             let times = if kind == DB { times * DB_TIMES } else { times };
@@ -59,7 +74,22 @@ fn flipped_bytes_are_refused_or_repaired_and_never_served() {
     }
     bench.restore();
     bench.cluster.restart_all();
+    if cfg!(debug_assertions) && only.is_none_or(|kind| kind == QUARANTINE) {
+        bench.quarantine(follower);
+        let file = bench.cluster.data(follower).join(QUARANTINE);
+        (0..times * QUARANTINE_TIMES).for_each(|_| bench.try_one(follower, QUARANTINE, &file, &mut rng));
+    }
     println!("{} refused, {} served right data", bench.refused, bench.served);
+}
+
+/// All nodes have an entry that they skip, and a file that says so.
+fn skip_one(cluster: &mut Cluster) {
+    let skip = poison::hold_everywhere(cluster);
+    for id in cluster.ids() {
+        cluster.kill(id);
+        poison::start_skipping(cluster, id, &skip, poison::FAILPOINT);
+    }
+    cluster.ids().for_each(|id| cluster.wait_ready(id));
 }
 
 struct Bench {
@@ -95,6 +125,20 @@ impl Bench {
         }
     }
 
+    /// The node has a file that says that it is in quarantine; all are stopped.
+    fn quarantine(&mut self, node: u64) {
+        self.cluster.kill(node);
+        self.cluster.set_variable(node, "FAILPOINTS", CORRUPT);
+        self.cluster.restart(node);
+        self.cluster.wait_ready(node);
+        let sound = self.cluster.ids().find(|id| *id != node).expect("there are others");
+        let _ = self.cluster.client(sound).answer_within(ASK_WITHIN).put("/kv/call", CORRUPTING);
+        let file = self.cluster.data(node).join(QUARANTINE);
+        wait::until("the node is in quarantine", PROGRESS_WITHIN, || file.exists().then_some(()));
+        self.cluster.kill_all();
+        self.keep();
+    }
+
     fn try_one(&mut self, node: u64, kind: &str, file: &Path, rng: &mut Rng) {
         self.restore();
         let how = rot::damage(file, rng).expect("the file can be damaged");
@@ -112,6 +156,7 @@ impl Bench {
             self.cluster.wait_exit(node);
         }
         if conduct == Conduct::Serves {
+            assert_ne!(kind, QUARANTINE, "{what}: a wrong state is served");
             self.served += 1;
             self.cluster.wait_converged();
             self.ledger.verify(&self.cluster);
@@ -141,7 +186,7 @@ impl Bench {
             let ready = self.cluster.client(node).answer_within(ASK_WITHIN).get("/_/ready");
             let ready = ready.map_or_else(|e| format!("no answer: {e:?}"), |r| format!("HTTP {r}"));
             assert!(
-                names(&said, file) || names(&ready, file),
+                names(&said, file) || names(&ready, file) || ready.contains("in quarantine"),
                 "{what}: it neither ends nor serves and doesn't say why: {ready}\n{}",
                 tail(&said, 30)
             );

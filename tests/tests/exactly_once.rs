@@ -2,49 +2,21 @@
 //! happens once and is answered as the first time.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use raftlet_tests::cluster::Options;
-use raftlet_tests::http::{Failure, Outcome};
+use raftlet_tests::http::Outcome;
+use raftlet_tests::keyed::{INSIST, KEY, REPLAYED, essence, insist};
 use raftlet_tests::process::run;
-use raftlet_tests::{Client, Cluster, Response, paths, seed, wait};
+use raftlet_tests::{Cluster, clocks, paths, seed, wait};
 
-const KEY: &str = "idempotency-key";
-const REPLAYED: &str = "idempotent-replayed";
-/// For a command to be answered through an election, with repetitions.
-const INSIST: Duration = Duration::from_secs(60);
 const BENCH_WITHIN: Duration = Duration::from_secs(240);
 
 fn with_module(name: &str) -> Cluster {
     let module: Option<PathBuf> = Some(paths::guest(name));
     Cluster::start_with(3, Options { module, ..Options::default() })
-}
-
-/// What must be the same each time. These tell of the entry and the moment, not of the command.
-fn essence(response: &Response) -> (u16, Vec<(String, String)>, Vec<u8>) {
-    let of_the_moment = ["date", "raftlet-index", "raftlet-term", REPLAYED, "retry-after"];
-    let headers = response.headers.iter().filter(|(name, _)| !of_the_moment.contains(&name.as_str()));
-    (response.status, headers.cloned().collect(), response.body.clone())
-}
-
-/// Sends the same request to one node after the other until one knows the answer.
-#[track_caller]
-fn insist(nodes: &[SocketAddr], first: usize, method: &str, target: &str, key: &str, body: &[u8]) -> Response {
-    let deadline = Instant::now() + INSIST;
-    for node in (0..nodes.len()).cycle().skip(first % nodes.len()) {
-        let mut client = Client::new(nodes[node]).answer_within(Duration::from_secs(12));
-        let last = match client.request(method, target, &[(KEY, key)], body) {
-            Ok(response) if !matches!(response.status, 503 | 504) => return response,
-            Ok(refused) => refused.to_string(),
-            Err(Failure::NotSent(e) | Failure::Broken(e)) => e.to_string(),
-        };
-        assert!(Instant::now() < deadline, "{method} {target} was never answered; at last: {last}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    unreachable!("the cycle doesn't end");
 }
 
 #[test]
@@ -90,6 +62,29 @@ fn a_repetition_is_answered_as_the_first_time_through_faults_and_on_every_node()
         let metrics = cluster.client(node).get("/_/metrics").expect("an answer").body;
         let metrics = String::from_utf8(metrics).expect("text");
         assert!(metrics.contains("raftlet_idempotency_keys 2\n"), "{metrics}");
+    }
+}
+
+#[test]
+fn one_clock_that_is_stepped_ahead_forgets_no_key() {
+    const HOUR_MS: i64 = 3_600_000;
+    let mut cluster = Cluster::start_with(3, Options { clocks: true, ..Options::default() });
+    let nodes = cluster.addresses();
+    let first = insist(&nodes, 0, "PUT", "/kv/a", "one", b"first");
+    // Keys are kept for ten minutes by the clock of the cluster.
+    for turn in 1..=2 {
+        let leader = cluster.leader();
+        clocks::set(cluster.folder(), leader, turn * HOUR_MS);
+        for number in 0..5 {
+            let put = cluster.client(leader).put(&format!("/kv/{turn}/{number}"), b"").expect("an answer");
+            assert!(put.is_success(), "{put}");
+        }
+        let again = insist(&nodes, 0, "PUT", "/kv/a", "one", b"first");
+        assert_eq!((again.header(REPLAYED), essence(&again)), (Some("true"), essence(&first)), "{again}");
+        clocks::set(cluster.folder(), leader, 0);
+        cluster.kill(leader);
+        cluster.restart(leader);
+        cluster.wait_ready(leader);
     }
 }
 

@@ -1,6 +1,7 @@
-//! Failpoints that need a cluster for themselves: while it is founded, when nodes differ, when a node is reloaded. See
-//! `failpoints.rs`, which has the others and the test that the list is complete.
+//! Failpoints that need a cluster for themselves: while it is founded, when nodes differ, when an entry is skipped, when
+//! a node is reloaded. See `failpoints.rs`, which has the others and the test that the list is complete.
 
+use std::fs;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use fastrand::Rng;
 use raftlet_tests::cluster::{ELECT_WITHIN, Options};
 use raftlet_tests::failpoints::{self, Failpoint, How, OnError, Reach};
 use raftlet_tests::process::{Process, Signal, tail};
-use raftlet_tests::{Cluster, Load, features, seed, slots, wait};
+use raftlet_tests::{Cluster, Load, features, poison, seed, slots, wait};
 
 const WRITERS: usize = 8;
 const PROGRESS_WITHIN: Duration = Duration::from_secs(60);
@@ -23,7 +24,7 @@ const CALL: &[u8] = b"failpoint:corrupt-write";
 fn steps_of_founding() {
     let mut rng = seed::rng("steps_of_founding");
     for failpoint in failpoints::chosen(&[Reach::Founds, Reach::Joins]) {
-        for how in failpoint.ways() {
+        for how in failpoint.ways(&mut rng) {
             let cluster = found(failpoint, how, &mut rng);
             check_all(&cluster, &mut rng);
         }
@@ -34,7 +35,7 @@ fn steps_of_founding() {
 fn steps_of_divergence() {
     let mut rng = seed::rng("steps_of_divergence");
     for failpoint in failpoints::chosen(&[Reach::Diverges, Reach::Judges]) {
-        for how in failpoint.ways() {
+        for how in failpoint.ways(&mut rng) {
             let cluster = diverge(failpoint, how, &mut rng);
             check_all(&cluster, &mut rng);
         }
@@ -42,10 +43,51 @@ fn steps_of_divergence() {
 }
 
 #[test]
+fn steps_of_skipping() {
+    let mut rng = seed::rng("steps_of_skipping");
+    let failpoints = failpoints::chosen(&[Reach::Skips]);
+    if failpoints.is_empty() {
+        return;
+    }
+    let mut cluster = Cluster::prepare(3, Options::default(), Some(slots::take()));
+    let skip = poison::hold_everywhere(&mut cluster);
+    let mut cases = Vec::new();
+    for failpoint in failpoints {
+        cases.extend(failpoint.ways(&mut rng).into_iter().map(|how| (failpoint, how)));
+    }
+    for (failpoint, how) in cases {
+        let armed = rng.u64(1..=3);
+        let setting = failpoint.setting(how, 0);
+        println!("node {armed}: {setting}");
+        cluster.kill(armed);
+        // What an earlier case has left.
+        let _ = fs::remove_file(cluster.data(armed).join("skip.json"));
+        let log_from = cluster.log(armed).len();
+        poison::start_skipping(&mut cluster, armed, &skip, &format!("{setting};{}", poison::FAILPOINT));
+        wait_end(&mut cluster, armed, failpoint, how, log_from);
+        if cluster.is_running(armed) {
+            // It couldn't remember the skip, so it still holds the entry.
+            assert_eq!(cluster.client(armed).get("/_/ready").expect("an answer").status, 503);
+            cluster.kill(armed);
+        }
+        poison::start_skipping(&mut cluster, armed, &skip, poison::FAILPOINT);
+        wait::until("the skip is remembered", PROGRESS_WITHIN, || {
+            cluster.data(armed).join("skip.json").exists().then_some(())
+        });
+    }
+    for id in cluster.ids() {
+        cluster.kill(id);
+        poison::start_skipping(&mut cluster, id, &skip, poison::FAILPOINT);
+    }
+    cluster.restart_all();
+    check_all(&cluster, &mut rng);
+}
+
+#[test]
 fn steps_of_a_reload() {
     let mut rng = seed::rng("steps_of_a_reload");
     for failpoint in failpoints::chosen(&[Reach::Marks, Reach::Rejoins]) {
-        for how in failpoint.ways() {
+        for how in failpoint.ways(&mut rng) {
             let cluster = reload(failpoint, how, &mut rng);
             check_all(&cluster, &mut rng);
         }
@@ -61,7 +103,7 @@ fn found(failpoint: &Failpoint, how: How, rng: &mut Rng) -> Cluster {
     cluster.set_variable(armed, "FAILPOINTS", &setting);
     let ids: Vec<u64> = cluster.ids().collect();
     ids.iter().for_each(|id| cluster.restart(*id));
-    wait_end(&mut cluster, armed, failpoint, how);
+    wait_end(&mut cluster, armed, failpoint, how, 0);
     // As a service file would start it: a folder that has data ignores the flag.
     let args = cluster.arguments(armed, armed == 1);
     cluster.restart_as(armed, &args);
@@ -89,7 +131,7 @@ fn diverge(failpoint: &Failpoint, how: How, rng: &mut Rng) -> Cluster {
     let leader = cluster.leader();
     let armed = if failpoint.reach == Reach::Diverges { wrong } else { leader };
     let _ = cluster.client(leader).answer_within(ANSWER_WITHIN).put("/kv/call", CALL);
-    wait_end(&mut cluster, armed, failpoint, how);
+    wait_end(&mut cluster, armed, failpoint, how, 0);
     heal(&mut cluster, wrong);
     cluster
 }
@@ -135,7 +177,7 @@ fn reload(failpoint: &Failpoint, how: How, rng: &mut Rng) -> Cluster {
         assert!(status.success(), "{said}");
         cluster.set_variable(armed, "FAILPOINTS", &setting);
         cluster.restart(armed);
-        wait_end(&mut cluster, armed, failpoint, how);
+        wait_end(&mut cluster, armed, failpoint, how, 0);
     }
     cluster.restart_all();
     cluster
@@ -149,14 +191,15 @@ fn rejoin(dir: &Path, folder: &Path, environment: &[(String, String)]) -> (ExitS
     (status, process.stderr())
 }
 
-/// Until the failpoint has done what it can: the node is dead, or tells of the error.
-fn wait_end(cluster: &mut Cluster, armed: u64, failpoint: &Failpoint, how: How) {
+/// Until the failpoint has done what it can: the node is dead, or tells of the error, in its log from `log_from` on.
+fn wait_end(cluster: &mut Cluster, armed: u64, failpoint: &Failpoint, how: How, log_from: usize) {
+    let said = |cluster: &Cluster| cluster.log(armed).split_off(log_from);
     if matches!(how, How::Error(_, OnError::GoesOn)) {
         let what = format!("node {armed} tells of the error at {}", failpoint.name);
-        return wait::until(&what, REACHED_WITHIN, || cluster.log(armed).contains(how.trace()).then_some(()));
+        return wait::until(&what, REACHED_WITHIN, || said(cluster).contains(how.trace()).then_some(()));
     }
     let status = wait::poll(REACHED_WITHIN, || cluster.exited(armed));
-    let said = cluster.log(armed);
+    let said = said(cluster);
     let Some(status) = status else {
         panic!("{}: node {armed} was not reached\n{}", failpoint.name, tail(&said, 30));
     };

@@ -73,6 +73,8 @@ fn prove(name: &str, nodes: u64, during: Duration) {
         assert!(missing.is_empty(), "no {missing:?} in {lasted:?}");
         let outrun = !kinds.contains(&Fault::Lag) || nemesis.outrun > 0;
         assert!(outrun, "no follower was away for two snapshots, so none had to be installed");
+        assert!(nemesis.outrun == 0 || report.installed() > 0, "a follower was outrun and installed no snapshot");
+        assert!(!plan.retries || report.replayed() > 0, "no write that was sent again had happened before");
     }
 }
 
@@ -157,17 +159,30 @@ impl Report<'_> {
     fn print(&self, lasted: Duration, generations: u64, digest: &str) {
         let count = |outcome: fn(&Operation) -> bool| self.history.iter().filter(|o| outcome(o)).count();
         println!(
-            "{}: {lasted:.1?}, {} operations ({} rejected, {} unknown, {} sent more than once), {generations} generations \
-             of keys, {} faults {:?}, {} MB between nodes, digest {digest}",
+            "{}: {lasted:.1?}, {} operations ({} rejected, {} unknown, {} sent more than once, {} of them \
+             answered by what was kept), {generations} generations of keys, {} faults {:?}, {} snapshots installed, \
+             {} MB between nodes, digest {digest}",
             self.name,
             self.history.len(),
             count(|o| o.outcome == Outcome::Rejected),
             count(|o| o.outcome == Outcome::Unknown),
             count(|o| o.attempts > 1),
+            self.replayed(),
             self.nemesis.total(),
             self.nemesis.injected,
+            self.installed(),
             self.cluster.network().carried() / 1_000_000,
         );
+    }
+
+    fn replayed(&self) -> usize {
+        self.history.iter().filter(|o| o.replayed).count()
+    }
+
+    /// Snapshots that a leader made a follower take, as the nodes' logs have it.
+    fn installed(&self) -> usize {
+        let is = |line: &str| line.contains("the snapshot ") && line.ends_with(" is installed");
+        self.cluster.ids().map(|id| self.cluster.log(id).lines().filter(|line| is(line)).count()).sum()
     }
 
     /// # Panics

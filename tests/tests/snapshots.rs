@@ -1,16 +1,14 @@
 //! Snapshots of real nodes: made while writes go on, the log purged behind them, the state rebuilt from them.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use raftlet_tests::cluster::{Options, START_WITHIN};
+use raftlet_tests::snapshots::{PROGRESS_WITHIN, VALUE_BYTES, files, flip_a_byte, metric, purged, value, whole};
 use raftlet_tests::{Cluster, Fate, Load, seed, wait};
 
 /// The least that may be set is 64 KiB.
 const LOG_BYTES: usize = 256 << 10;
-const VALUE_BYTES: usize = 20_000;
-const PROGRESS_WITHIN: Duration = Duration::from_secs(60);
 
 fn start(nodes: u64) -> Cluster {
     let args = ["--snapshot-log-bytes", "256KiB"].map(Into::into).into();
@@ -22,27 +20,6 @@ const KEYS: usize = 10;
 
 fn path(number: usize) -> String {
     format!("/kv/k{}", number % KEYS)
-}
-
-/// Files in the node's folder of snapshots whose names end or begin like this, the newest first.
-fn files(data: &Path, matches: impl Fn(&str) -> bool) -> Vec<PathBuf> {
-    let Ok(folder) = fs::read_dir(data.join("snapshots")) else { return Vec::new() };
-    let mut names: Vec<String> = folder.map(|f| f.unwrap().file_name().to_string_lossy().into_owned()).collect();
-    names.retain(|name| matches(name));
-    names.sort_by(|a, b| b.cmp(a));
-    names.into_iter().map(|name| data.join("snapshots").join(name)).collect()
-}
-
-fn whole(data: &Path) -> Vec<PathBuf> {
-    files(data, |name| name.ends_with(".snapshot") && !name.starts_with("damaged-"))
-}
-
-/// A value that says which one it is and can't be compressed much.
-fn value(number: usize) -> Vec<u8> {
-    let mut rng = fastrand::Rng::with_seed(number as u64);
-    let mut value = format!("value {number} ").into_bytes();
-    value.resize_with(VALUE_BYTES, || rng.u8(..));
-    value
 }
 
 /// Writes number `from` and onwards until every node has made `count` more snapshots. Returns the next number.
@@ -66,19 +43,6 @@ fn write(cluster: &Cluster, number: usize) {
     });
 }
 
-/// What a node's metrics say; it has to run.
-fn metric(cluster: &Cluster, id: u64, name: &str) -> u64 {
-    let text = cluster.client(id).get("/_/metrics").expect("metrics").body;
-    let text = String::from_utf8(text).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("no metric {name}")).parse::<f64>().unwrap() as u64
-}
-
-/// Entries up to here are not in the node's log any more.
-fn purged(cluster: &Cluster, id: u64) -> u64 {
-    metric(cluster, id, "raftlet_log_purged_index")
-}
-
 fn built(cluster: &Cluster, id: u64) -> u64 {
     metric(cluster, id, "raftlet_snapshots_built_total")
 }
@@ -93,13 +57,6 @@ fn assert_values(cluster: &Cluster, count: usize) {
             assert!(found.status == 200 && found.body == value(number), "node {id}, key {number}: {found}");
         }
     }
-}
-
-fn flip_a_byte(path: &Path) {
-    let mut bytes = fs::read(path).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 0x10;
-    fs::write(path, bytes).unwrap();
 }
 
 #[test]

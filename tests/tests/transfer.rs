@@ -4,15 +4,15 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use raftlet_tests::cluster::Options;
 use raftlet_tests::process::{Finished, run};
+use raftlet_tests::snapshots::{assert_values, flip_a_byte, leave_behind, partial_bytes, whole, write};
 use raftlet_tests::{Client, Cluster, Fate, Launcher, Load, seed, slots, wait};
 use serde_json::Value;
 
-const VALUE_BYTES: usize = 20_000;
 const WITHIN: Duration = Duration::from_secs(90);
 const COMMAND_WITHIN: Duration = Duration::from_secs(60);
 /// What a transfer asks for at once (`raft/network/snapshots.rs`).
@@ -27,86 +27,6 @@ fn start(nodes: u64, more: &[&str]) -> Cluster {
 fn options(more: &[&str]) -> Options {
     let always = ["--snapshot-log-bytes", "256KiB", "--admin-listen", "127.0.0.1:0"];
     Options { args: always.iter().chain(more).map(Into::into).collect(), ..Options::default() }
-}
-
-/// A value that says which one it is and can't be compressed much.
-fn value(number: usize) -> Vec<u8> {
-    let mut rng = fastrand::Rng::with_seed(number as u64);
-    let mut value = format!("value {number} ").into_bytes();
-    value.resize_with(VALUE_BYTES, || rng.u8(..));
-    value
-}
-
-/// Writes the keys of these numbers through this node; all are acknowledged.
-#[track_caller]
-fn write(cluster: &Cluster, node: u64, numbers: std::ops::Range<usize>) {
-    let mut client = cluster.client(node);
-    for number in numbers {
-        wait::until("a write is acknowledged", WITHIN, || {
-            let result = client.put(&format!("/kv/k{number}"), &value(number));
-            (Fate::of(&result) == Fate::Acknowledged).then_some(())
-        });
-    }
-}
-
-#[track_caller]
-fn assert_values(client: &mut Client, count: usize) {
-    for number in 0..count {
-        let found = client.get(&format!("/kv/k{number}")).expect("an answer");
-        assert!(found.status == 200 && found.body == value(number), "key {number}: {found}");
-    }
-}
-
-fn whole(data: &Path) -> Vec<PathBuf> {
-    let Ok(folder) = fs::read_dir(data.join("snapshots")) else { return Vec::new() };
-    let mut paths: Vec<PathBuf> = folder.map(|f| f.expect("an entry").path()).collect();
-    let is_whole = |p: &PathBuf| {
-        let name = p.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        name.ends_with(".snapshot") && !name.starts_with("damaged-")
-    };
-    paths.retain(is_whole);
-    paths.sort();
-    paths
-}
-
-/// Writes through `writer` until the others have purged what `down` would need. Returns how many keys there are.
-#[track_caller]
-fn leave_behind(cluster: &Cluster, down: u64, writer: u64, from: usize) -> usize {
-    let behind = whole(&cluster.data(down)).last().map_or(0, |p| index_of(p));
-    let mut count = from;
-    // The log is purged up to the older of two, so that one must be beyond all that the other node has.
-    wait::until("the others have purged their logs", WITHIN, || {
-        write(cluster, writer, count..count + 20);
-        count += 20;
-        let beyond = |id: u64| {
-            let kept = whole(&cluster.data(id));
-            kept.len() == 2 && kept.iter().all(|p| index_of(p) > behind) && count - from >= 100
-        };
-        cluster.ids().filter(|id| *id != down).all(beyond).then_some(count)
-    })
-}
-
-/// `{term:016x}-{index:016x}-...`
-fn index_of(path: &Path) -> u64 {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    u64::from_str_radix(name.split('-').nth(1).expect("an index"), 16).expect("hexadecimal")
-}
-
-fn flip_a_byte(path: &Path) {
-    let mut bytes = fs::read(path).expect("the file can be read");
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 0x10;
-    fs::write(path, bytes).expect("the file can be written");
-}
-
-/// Bytes of the partial file of a node that fetches.
-fn partial_bytes(data: &Path) -> Option<u64> {
-    let folder = fs::read_dir(data.join("snapshots")).ok()?;
-    let mut sizes = folder.filter_map(|f| {
-        let f = f.ok()?;
-        f.file_name().to_string_lossy().ends_with(".partial").then(|| f.metadata().ok()).flatten().map(|m| m.len())
-    });
-    sizes.next()
 }
 
 fn status(client: &mut Client) -> Value {
@@ -283,7 +203,8 @@ fn a_node_that_rejoins_has_a_peers_state_and_its_own_vote_and_log() {
     let digest = cluster.wait_converged();
     assert!(cluster.terminate(node).success());
     let quarantine = cluster.data(node).join("quarantine.json");
-    let text = r#"{"what":"chain","index":7,"ours":"aa","theirs":"bb","time_ms":1}"#;
+    let value = r#"{"index":7,"ours":"aa","theirs":"bb","time_ms":1,"what":"chain"}"#;
+    let text = format!(r#"{{"crc32":2738162045,"value":{value}}}"#);
     fs::write(&quarantine, text).expect("a file");
     let told = done(&["node", "rejoin", "--dir", &dir]).stdout;
     assert!(told.contains(&format!("node {node} is marked")) && told.contains("At least one peer must run"), "{told}");
@@ -354,8 +275,11 @@ fn a_backup_of_a_working_cluster_becomes_a_new_one() {
 fn the_launcher_restores_a_whole_cluster() {
     let cluster = start(1, &[]);
     write(&cluster, 1, 0..20);
-    let file = text(&cluster.folder().join("one.snapshot"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = text(&folder.path().join("one.snapshot"));
     done(&["snapshot", "save", &file, "--admin", &admin(&cluster, 1)]);
+    // It has the slot that the launcher takes.
+    drop(cluster);
     let mut launcher = Launcher::new(3);
     launcher.start(&["--restore", &file]);
     for id in launcher.ids() {
@@ -367,7 +291,7 @@ fn the_launcher_restores_a_whole_cluster() {
     let dir = text(&launcher.dir());
     let port = launcher.port().to_string();
     refused(&["cluster", "start", "--dir", &dir, "--port", &port, "--restore", &file], &["has a cluster already"]);
-    let absent = text(&cluster.folder().join("absent"));
+    let absent = text(&folder.path().join("absent"));
     let bad = ["cluster", "start", "--dir", &absent, "--port", &port, "--restore", "/nowhere/x.snapshot"];
     refused(&bad, &["/nowhere/x.snapshot"]);
     refused(&["cluster", "start", "--restore", &file, "--module", "m.wasm"], &["--module"]);

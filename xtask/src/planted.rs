@@ -4,23 +4,18 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use xshell::{Shell, cmd};
+use xshell::Shell;
 
-use crate::guests::OUT_DIR;
-use crate::proof;
+use self::place::{Place, Verdict};
 
 mod copy;
+mod place;
 
 const LIST: &str = "tests/planted/bugs.toml";
-/// A bug may make its test hang: that is caught, too.
-const TEST_SECONDS_MAX: u64 = 600;
-/// What `timeout` ends with when the time is over.
-const TIMED_OUT: i32 = 124;
 
 /// One entry of the list.
 #[derive(Debug)]
@@ -61,14 +56,13 @@ pub fn run(sh: &Shell, only: Option<&str>) -> Result<()> {
         bugs.retain(|bug| names.contains(&bug.name.as_str()));
     }
     let place = Place::prepare(sh, &root)?;
-    let checks: BTreeSet<Check> = bugs.iter().flat_map(|bug| bug.caught_by.iter().cloned()).collect();
+    let checks: BTreeSet<&Check> = bugs.iter().flat_map(|bug| &bug.caught_by).collect();
     println!("=== {} checks on the source as it is", checks.len());
-    place.build(sh)?;
     for check in checks {
-        let log = place.folder.join("clean.log");
-        let verdict = place.check(&check, &log)?;
-        if verdict != Verdict::Passed {
-            bail!("`{check}` {verdict} without any bug: it can't show one. See {}", log.display());
+        let log = place.log("clean");
+        match place.check(check, &log)? {
+            Verdict::Passed => {}
+            verdict => bail!("`{check}` {verdict} without any bug: it can't show one. See {}", log.display()),
         }
     }
     let mut table = Vec::new();
@@ -76,18 +70,16 @@ pub fn run(sh: &Shell, only: Option<&str>) -> Result<()> {
         println!("\n=== {}: {}", bug.name, bug.harm);
         let started = Instant::now();
         place.plant(bug)?;
-        let caught = place.try_out(sh, bug);
+        let caught = place.try_out(bug);
         place.restore(bug)?;
-        let caught = caught?;
-        let by = caught.clone().unwrap_or_else(|| "NOT caught".into());
-        println!("=== {}: {by} ({} s)", bug.name, started.elapsed().as_secs());
-        table.push((bug.name.as_str(), by, started.elapsed().as_secs(), caught.is_some()));
+        let caught = caught.with_context(|| format!("with the bug {}", bug.name))?;
+        table.push((&bug.name, caught, started.elapsed().as_secs()));
     }
-    println!();
-    for (name, by, seconds, _) in &table {
-        println!("{name:32} {seconds:4} s  {by}");
+    println!("\n| bug | caught by | seconds |\n|---|---|---|");
+    for (name, caught, seconds) in &table {
+        println!("| {name} | {} | {seconds} |", caught.as_deref().unwrap_or("**nothing**"));
     }
-    let missed = table.iter().filter(|(.., caught)| !caught).count();
+    let missed = table.iter().filter(|(_, caught, _)| caught.is_none()).count();
     println!("{} of {} planted bugs were caught", table.len() - missed, table.len());
     if missed > 0 { bail!("{missed} planted bugs were not caught") } else { Ok(()) }
 }
@@ -167,159 +159,12 @@ impl std::fmt::Display for Check {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Passed,
-    Failed,
-    TimedOut,
-}
-
-impl std::fmt::Display for Verdict {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Verdict::Passed => "passes",
-            Verdict::Failed => "fails",
-            Verdict::TimedOut => "hangs",
-        })
-    }
-}
-
-/// Where the bugs are planted.
-struct Place {
-    /// The workspace.
-    root: PathBuf,
-    folder: PathBuf,
-    /// A copy of its source.
-    source: PathBuf,
-    /// Of the copy.
-    target: PathBuf,
-    cargo: String,
-}
-
-impl Place {
-    /// Brings the copy up to date. Compiled crates of the registry are taken over, once: as hard links.
-    fn prepare(sh: &Shell, root: &Path) -> Result<Place> {
-        let folder = proof::target(sh).join("planted");
-        let place = Place {
-            source: folder.join("source"),
-            target: folder.join("target"),
-            folder,
-            root: root.to_owned(),
-            cargo: std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()),
-        };
-        let listed = cmd!(sh, "git ls-files -z --cached --others --exclude-standard").quiet().read()?;
-        let files: BTreeSet<PathBuf> =
-            listed.split('\0').filter(|f| !f.is_empty() && root.join(f).is_file()).map(PathBuf::from).collect();
-        for file in &files {
-            copy::copy_if_other(&root.join(file), &place.source.join(file))?;
-        }
-        copy::remove_others(&place.source, &place.source, &files)?;
-        let ours = proof::target(sh).join("debug");
-        if !place.target.exists() && ours.is_dir() {
-            println!("taking over the compiled crates of the registry");
-            copy::take_over(&ours, &place.target.join("debug"), &copy::packages(root, &files)?)?;
-        }
-        Ok(place)
-    }
-
-    fn build(&self, sh: &Shell) -> Result<()> {
-        let (cargo, target) = (&self.cargo, &self.target);
-        let _dir = sh.push_dir(&self.source);
-        // The features are those of the whole workspace with its tests, as in `cargo xtask test`.
-        cmd!(sh, "{cargo} build --quiet --locked --workspace --bin raftlet --test arrows")
-            .env("CARGO_TARGET_DIR", target)
-            .run()
-            .context("the copy doesn't build")
-    }
-
-    fn plant(&self, bug: &Bug) -> Result<()> {
-        for edit in &bug.edits {
-            let path = self.source.join(&edit.file);
-            let source = fs::read_to_string(&path).with_context(|| format!("{} can't be read", path.display()))?;
-            fs::write(path, edit.apply(&source)?)?;
-        }
-        Ok(())
-    }
-
-    fn restore(&self, bug: &Bug) -> Result<()> {
-        bug.edits
-            .iter()
-            .try_for_each(|edit| copy::copy_if_other(&self.root.join(&edit.file), &self.source.join(&edit.file)))
-    }
-
-    /// The first check that catches the bug, and how.
-    fn try_out(&self, sh: &Shell, bug: &Bug) -> Result<Option<String>> {
-        let log = self.folder.join(&bug.name).with_extension("log");
-        let mut built = false;
-        for check in &bug.caught_by {
-            if !built && matches!(check, Check::System { .. }) {
-                self.build(sh).with_context(|| format!("with the bug {}", bug.name))?;
-                built = true;
-            }
-            let verdict = self.check(check, &log)?;
-            if verdict != Verdict::Passed {
-                return Ok(Some(format!("caught: {check} {verdict}")));
-            }
-            println!("not caught by {check}; see {}", log.display());
-        }
-        Ok(None)
-    }
-
-    fn check(&self, check: &Check, log: &Path) -> Result<Verdict> {
-        let started = Instant::now();
-        let output = fs::File::create(log)?;
-        let command = |at: &Path, args: &[&str]| {
-            let mut command = Command::new("timeout");
-            command.args(["--kill-after=10", &TEST_SECONDS_MAX.to_string(), &self.cargo, "test", "--locked"]);
-            command.args(["--workspace"]).args(args).current_dir(at).stdin(Stdio::null());
-            command.env("RAFTLET_GUESTS", self.root.join(OUT_DIR));
-            command
-        };
-        let mut command = match check {
-            Check::Unit { filter } => {
-                // Beforehand, so that the time of building isn't the tests'.
-                let mut build = Command::new(&self.cargo);
-                build.args(["test", "--locked", "--workspace", "--lib", "--no-run", "--quiet"]);
-                let built = build.current_dir(&self.source).env("CARGO_TARGET_DIR", &self.target).status()?;
-                if !built.success() {
-                    bail!("the copy's tests don't build");
-                }
-                let mut command = command(&self.source, &["--lib", "--", filter]);
-                command.env("CARGO_TARGET_DIR", &self.target);
-                command
-            }
-            Check::System { test, filter, variables } => {
-                let mut build = Command::new(&self.cargo);
-                let built = build.args(["test", "--locked", "--workspace", "--no-run", "--quiet", "--test", test]);
-                if !built.current_dir(&self.root).status()?.success() {
-                    bail!("the test {test} doesn't build");
-                }
-                let args: Vec<&str> = ["--test", test, "--"].into_iter().chain(filter.as_deref()).collect();
-                let mut command = command(&self.root, &args);
-                command.env("RAFTLET_BIN", self.target.join("debug/raftlet"));
-                command.envs(variables.iter().map(|(name, value)| (name, value)));
-                command
-            }
-        };
-        let status = command.stdout(output.try_clone()?).stderr(output).status().context("`timeout` can't be run")?;
-        let said = fs::read_to_string(log)?;
-        let ran = said.lines().filter_map(|line| line.strip_prefix("running ")?.split(' ').next()?.parse::<u64>().ok());
-        if ran.sum::<u64>() == 0 {
-            bail!("`{check}` ran no test; see {}", log.display());
-        }
-        let verdict = match status.code() {
-            Some(0) => Verdict::Passed,
-            Some(TIMED_OUT) => Verdict::TimedOut,
-            _ => Verdict::Failed,
-        };
-        println!("{check} {verdict} ({} s)", started.elapsed().as_secs());
-        Ok(verdict)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
+    use crate::proof;
 
     fn root() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()

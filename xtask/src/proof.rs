@@ -27,7 +27,8 @@ enum Length {
     /// Whole minutes, handed on in seconds.
     Minutes(&'static str, u64),
     Count(&'static str, u64),
-    Fixed,
+    /// All there is; the variable says so.
+    All(&'static str, u64),
 }
 
 struct Proof {
@@ -60,7 +61,7 @@ const PROOFS: [Proof; 6] = [
     Proof {
         name: "failpoints",
         tests: &["failpoints", "failpoints_apart"],
-        length: Length::Fixed,
+        length: Length::All("RAFTLET_FAILPOINT_ERRORS", 2),
         about: "a crash, and where possible an I/O error, at each named step of the host",
     },
     Proof {
@@ -76,6 +77,8 @@ const PROOFS: [Proof; 6] = [
         about: "full load with a rolling restart; memory, descriptors, disk and latency stay flat",
     },
 ];
+/// It loads `tests/recorder` below its nodes, which no test's build makes.
+pub const RECORDED: &str = "power_cut";
 const PLANTED: &str = "planted-bugs";
 const PLANTED_ABOUT: &str = "each bug of tests/planted/bugs.toml in a copy of the source, and the test that catches it";
 
@@ -109,6 +112,9 @@ pub fn run(sh: &Shell, args: &[&str]) -> Result<()> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let binary = binary(sh, &cargo, options.release)?;
     require_guests(sh)?;
+    if proof.tests.contains(&RECORDED) {
+        cmd!(sh, "{cargo} build --locked --package raftlet-recorder").run()?;
+    }
     println!("{} on {}", proof.name, binary.display());
     let tests = proof.tests.iter().flat_map(|test| ["--test", test]);
     // The whole workspace is named for the features of its dependencies only: else they would be built anew.
@@ -129,7 +135,7 @@ fn list() {
         let length = match length {
             Length::Minutes(_, default) => format!("--minutes {default}"),
             Length::Count(_, default) => format!("--count {default}"),
-            Length::Fixed => String::new(),
+            Length::All(..) => String::new(),
         };
         println!("{name:16} {length:14} {about}");
     }
@@ -143,10 +149,10 @@ fn variables(proof: &Proof, options: &Options) -> Result<Vec<(&'static str, Stri
             ("minutes", vec![(name, (options.minutes.unwrap_or(default) * 60).to_string())])
         }
         Length::Count(name, default) => ("count", vec![(name, options.count.unwrap_or(default).to_string())]),
-        Length::Fixed => ("only", Vec::new()),
+        Length::All(name, all) => ("only", vec![(name, all.to_string())]),
     };
     match proof.length {
-        Length::Fixed => options.only_these(&["seed", "only"])?,
+        Length::All(..) => options.only_these(&["seed", "only"])?,
         _ => options.only_these(&[allowed, "seed", "release"])?,
     }
     variables.extend(options.seed.map(|seed| ("RAFTLET_SEED", seed.to_string())));

@@ -142,3 +142,7 @@ fn refuse(round: Vec<Waiting>, refusal: &Refusal) {
         w.waiter.answer(Err(refusal.clone()));
     }
 }
+
+#[cfg(test)]
+#[path = "reads_tests.rs"]
+mod tests;

@@ -116,6 +116,7 @@ async fn an_idle_pipe_seals_at_once() {
     let one = b.submit(b"|BATCH|\0\xff");
     b.settle().await;
     assert_eq!((b.sizes(), start.elapsed()), (vec![1], Duration::ZERO));
+    assert!(!one.is_finished(), "a batch that was handed over is committed by nobody yet");
     b.apply(0);
     assert_eq!(body(one.await.unwrap()), b"|BATCH|\0\xff");
     assert!(b.sealed_by("Idle"));

@@ -70,7 +70,8 @@ pub struct StartArgs {
     #[arg(long, env = "RAFTLET_MODULE", value_name = "FILE")]
     pub module: Option<String>,
     /// Leave this entry out: its commands are answered with an error and have no effect. As the status of a node that it
-    /// killed shows it; to be given on all nodes. It is remembered, and may be repeated for more entries
+    /// killed shows it; only if no node has applied it, and then on all nodes. It is remembered, and may be repeated for
+    /// more entries
     #[arg(long, value_name = "INDEX:CHECKSUM")]
     pub skip_entry: Vec<SkipEntry>,
     #[command(flatten)]
@@ -137,8 +138,9 @@ fn configure(args: StartArgs) -> anyhow::Result<NodeConfig> {
 }
 
 fn log_to_stderr() -> Result<(), ConfigError> {
-    // openraft tells its inner life at info; what matters to an operator this program says itself.
-    let filter = std::env::var("RAFTLET_LOG").unwrap_or_else(|_| "info,openraft=warn".into());
+    // openraft tells its inner life at info, and at warn several lines a second for each peer that is down. What matters
+    // to an operator this program says itself.
+    let filter = std::env::var("RAFTLET_LOG").unwrap_or_else(|_| "info,openraft=error".into());
     let filter: EnvFilter = filter
         .parse()
         .map_err(|e| ConfigError(format!("RAFTLET_LOG={filter:?}: {e}; give for example info or debug")))?;

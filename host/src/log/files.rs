@@ -4,7 +4,7 @@
 //! ```text
 //! DIR/lock        held (flock) while the log is open
 //! DIR/log.json    the marker: a log lives here. Format, sizes and random identity; written once, when all else is durable
-//! DIR/watermark   two slots: sequence and last index of the last durable commit. Catches a sled that recovers an older state
+//! DIR/watermark   two slots: sequence and next index of a durable commit. Catches a sled that recovers an older state
 //! DIR/sled/       db, conf, snap.*, and blobs/, which stays empty
 //! ```
 

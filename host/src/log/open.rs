@@ -30,13 +30,13 @@ pub enum OpenError {
     Locked(PathBuf),
     #[error("there is no log in {}; this node can't start without the log it had", .0.display())]
     Absent(PathBuf),
-    #[error("{} has log data but no marker file log.json; restore the whole folder or give the node a new identity", .0.display())]
+    #[error("{} has log data but no marker file log.json; put all that it had at its end back, not an older copy", .0.display())]
     MarkerMissing(PathBuf),
     #[error("the log's marker file {} can't be used: {why}", .path.display())]
     Marker { path: PathBuf, why: String },
     #[error(
         "{} is a log's folder but its data is missing or empty ({what}); starting without it could forget \
-         acknowledged entries: restore the folder or remove the node from the cluster and add it with a new identity",
+         acknowledged entries: put all that it had at its end back, not an older copy",
         .dir.display()
     )]
     DataMissing { dir: PathBuf, what: &'static str },

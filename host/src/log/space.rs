@@ -54,6 +54,7 @@ impl fmt::Display for Shortage {
 #[derive(Debug, Clone)]
 pub struct Space {
     state: watch::Receiver<SpaceState>,
+    free_min_bytes: u64,
 }
 
 impl Space {
@@ -63,8 +64,9 @@ impl Space {
         if let Some(why) = state.borrow().shortage {
             tracing::warn!("the disk is nearly full: {why}; commands are refused until there is room");
         }
+        let free_min_bytes = limits.free_min_bytes;
         tokio::spawn(watch_disk(dir.to_owned(), limits, told));
-        Ok(Space { state })
+        Ok(Space { state, free_min_bytes })
     }
 
     pub fn state(&self) -> SpaceState {
@@ -73,6 +75,24 @@ impl Space {
 
     pub fn is_low(&self) -> bool {
         self.state.borrow().shortage.is_some()
+    }
+
+    /// Whether a file of so many bytes, which nothing acknowledged waits for, may be written. Half of the reserve stays
+    /// for the log. A quota is allowed to be exceeded by it, for as long as it takes to write: older files go for it.
+    ///
+    /// # Errors
+    /// The text says why not. It is the same each time, as long as the reason is.
+    pub fn check_room(&self, bytes: u64) -> Result<(), String> {
+        let SpaceState { free_bytes, shortage, .. } = self.state();
+        match shortage {
+            Some(Shortage::Disk { .. }) => return Err("the disk is nearly full (--disk-free-min)".into()),
+            Some(Shortage::Quota { .. }) => return Err("its files take what is allowed (--disk-quota)".into()),
+            None => {}
+        }
+        if free_bytes < bytes.saturating_add(self.free_min_bytes / 2) {
+            return Err(format!("{bytes} bytes would not leave enough of the disk free (--disk-free-min)"));
+        }
+        Ok(())
     }
 
     /// Waits until there is room, or until there is none.
@@ -180,8 +200,22 @@ mod tests {
         space.wait(true).await;
         let state = space.state();
         assert!(matches!(state.shortage, Some(Shortage::Quota { .. })) && state.used_bytes >= 1 << 20, "{state:?}");
+        assert!(space.check_room(1).unwrap_err().contains("--disk-quota"));
         fs::remove_file(dir.path().join("deep/ballast")).unwrap();
         space.wait(false).await;
         assert_eq!(space.state().shortage, None);
+    }
+
+    #[tokio::test]
+    async fn a_large_file_must_leave_half_of_the_reserve() {
+        let dir = tempfile::tempdir().unwrap();
+        let free = look(dir.path(), &DiskConfig { free_min_bytes: 0, quota_bytes: 0 }, false).unwrap().free_bytes;
+        // Others write to the same disk meanwhile.
+        let min = free / 2;
+        let space = Space::start(dir.path(), DiskConfig { free_min_bytes: min, quota_bytes: 0 }).unwrap();
+        assert_eq!(space.check_room(min / 2), Ok(()));
+        assert!(space.check_room(free - min / 4).unwrap_err().contains("--disk-free-min"));
+        let full = Space::start(dir.path(), DiskConfig { free_min_bytes: u64::MAX, quota_bytes: 0 }).unwrap();
+        assert!(full.check_room(0).unwrap_err().contains("nearly full"));
     }
 }

@@ -50,6 +50,8 @@ impl Backups {
 
 impl Admin for Backups {
     async fn snapshot(&self) -> Result<Backup, String> {
+        // Before the wait: a node whose state isn't trusted applies nothing.
+        self.consensus.serving.may_serve()?;
         let index = self.applied_now().await?;
         let file = self.consensus.serving.at_least(index, BUILD_WITHIN).await?;
         let (index, term) = file.meta.last_log_id.map_or((0, 0), |l| (l.index, l.leader_id.term));

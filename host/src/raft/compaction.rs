@@ -14,7 +14,7 @@ use openraft::storage::RaftLogStorage;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::Raft;
-use super::types::LogId;
+use super::types::{LogId, SnapshotFile};
 use crate::failpoint;
 use crate::log::{LogMetrics, SledLog};
 use crate::metrics::Metrics;
@@ -135,14 +135,18 @@ impl Compaction {
         Ok(())
     }
 
-    /// Up to the older of the two that are kept: if the newest is damaged, that one and the log make the state. Followers
-    /// that need purged entries get a snapshot; openraft doesn't purge what it is sending just now.
+    /// Followers that need purged entries get a snapshot; openraft doesn't purge what it is sending just now.
     async fn purge(&self) {
-        let kept = self.snapshots.kept();
-        if let Some(older) = kept.get(1).and_then(|file| file.meta.last_log_id) {
-            let _ = self.raft.trigger().purge_log(older.index).await;
+        if let Some(upto) = purge_upto(&self.snapshots.kept()) {
+            let _ = self.raft.trigger().purge_log(upto).await;
         }
     }
+}
+
+/// The last entry that the log need not have, given the snapshots, newest first: that of the older one. If the newest is
+/// damaged, that one and the log make the state.
+fn purge_upto(kept: &[SnapshotFile]) -> Option<u64> {
+    kept.get(1).and_then(|file| file.meta.last_log_id).map(|last| last.index)
 }
 
 /// Makes the log agree with the newest snapshot, before Raft starts. They may differ where a crash came between a
@@ -188,6 +192,7 @@ mod tests {
     use super::super::codec::log_id;
     use super::*;
     use crate::log::tests::support::{append, entries, open, read_indices};
+    use crate::raft::types::SnapshotMeta;
 
     struct Case {
         /// Terms and index ranges of what is in the log.
@@ -248,6 +253,19 @@ mod tests {
         // Shorter, but of a later term.
         let case = Case { log: &[(1, 1..4), (3, 4..8)], committed, purged: None, snapshot: log_id(2, 10) };
         assert_eq!(left(case).await.unwrap(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn the_log_goes_back_to_the_older_of_two_snapshots() {
+        let file = |index| SnapshotFile {
+            meta: SnapshotMeta { last_log_id: Some(log_id(1, index)), ..SnapshotMeta::default() },
+            path: "none".into(),
+            file: Arc::new(std::fs::File::open("/dev/null").unwrap()),
+            bytes: 0,
+        };
+        assert_eq!(purge_upto(&[]), None);
+        assert_eq!(purge_upto(&[file(9)]), None, "if it is damaged, the whole log is needed");
+        assert_eq!(purge_upto(&[file(9), file(5)]), Some(5));
     }
 
     #[tokio::test]

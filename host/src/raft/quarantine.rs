@@ -2,11 +2,10 @@
 //! may not cure what made it wrong, and it keeps both digests for whoever studies the case. Only who reloads the state
 //! from a peer removes it. Next: `audit.rs`.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::durable::write_durably;
+use crate::durable::{read_checked, write_checked};
 use crate::state_machine::health::Quarantine;
 
 pub const FILE: &str = "quarantine.json";
@@ -14,25 +13,20 @@ pub const FILE: &str = "quarantine.json";
 /// # Errors
 /// The file can't be read as what it is: a node that may be in quarantine must not serve.
 pub fn read(dir: &Path) -> io::Result<Option<Quarantine>> {
-    let path = dir.join(FILE);
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    let wrong = |e| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {e}", path.display()));
-    serde_json::from_slice(&bytes).map(Some).map_err(wrong)
+    read_checked(dir, FILE)
 }
 
 pub(super) fn write(dir: &Path, quarantine: &Quarantine) -> io::Result<()> {
     crate::failpoint!("quarantine.before-marker", io);
-    write_durably(dir, FILE, &serde_json::to_vec_pretty(quarantine).expect("texts and numbers can be written"))?;
+    write_checked(dir, FILE, quarantine)?;
     crate::failpoint!("quarantine.after-marker", io);
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::state_machine::health::What;
 

@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use openraft::RaftLogReader;
 use openraft::storage::RaftLogStorage;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::identity::Identity;
 use super::network::Peers;
@@ -22,12 +22,16 @@ use super::quarantine;
 use super::types::{LogId, NodeId, SnapshotFile, Vote};
 use crate::durable::write_durably;
 use crate::log::SledLog;
+use crate::state_machine::note;
 use crate::state_machine::snapshot::Snapshots;
 
 /// In the node's folder: the next start takes the state from a peer, whatever is here.
 const MARKER: &str = "rejoin";
 /// Between two rounds of asking all peers.
 const ROUND: Duration = Duration::from_secs(1);
+/// For so long the peers' states must be past what was wrong here. After that an older one will do: perhaps no peer can
+/// get there without this node's vote.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why the state comes from a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +44,7 @@ pub enum Reason {
 
 /// Marks the folder of a stopped node, durably.
 pub fn mark(dir: &Path) -> io::Result<()> {
+    crate::failpoint!("rejoin.before-mark", io);
     write_durably(dir, MARKER, b"The next start takes the state from a peer (raftlet node rejoin).\n")
 }
 
@@ -70,18 +75,17 @@ impl Reload {
     /// Returns when a peer's snapshot is durable here. Asks all peers, again and again, as long as it takes.
     pub async fn run(self, reason: &Reason, log: &mut SledLog) -> anyhow::Result<()> {
         let purged = log.get_log_state().await?.last_purged_log_id;
-        let others: Vec<_> = self.addresses.iter().filter(|(id, _)| **id != self.identity.node).collect();
         let why = match reason {
             Reason::Rejoin => "this folder was marked by `raftlet node rejoin`",
             Reason::Gap(text) => text,
         };
-        if others.is_empty() {
+        if self.addresses.keys().all(|id| *id == self.identity.node) {
             let advice = match reason {
                 Reason::Rejoin => {
                     format!("remove {} to go on with the state that is here", self.dir.join(MARKER).display())
                 }
                 Reason::Gap(_) => {
-                    "restore the whole folder, or make a new cluster from a backup with `raftlet snapshot restore`"
+                    "put all that it had at its end back, or make a new cluster from a backup with `raftlet snapshot restore`"
                         .into()
                 }
             };
@@ -95,42 +99,52 @@ impl Reload {
                 self.snapshots.set_aside(&file, "the node rejoins with a peer's state")?;
             }
         }
-        let mut said = String::new();
-        let file = loop {
+        let file = self.search(reason, &peers, purged).await?;
+        self.done(&file)
+    }
+
+    /// Asks all peers, round by round, until one has given its state.
+    async fn search(&self, reason: &Reason, peers: &Arc<Peers>, purged: Option<LogId>) -> anyhow::Result<SnapshotFile> {
+        let past = if *reason == Reason::Rejoin { self.trouble()? } else { 0 };
+        let (began, mut said) = (Instant::now(), String::new());
+        loop {
+            let past = if began.elapsed() < PATIENCE { past } else { 0 };
             let mut complaints = Vec::new();
-            let mut found = None;
-            for (node, address) in &others {
-                let source =
-                    Source { peers: peers.clone(), node: **node, address: address.to_string(), identity: None };
-                match self.from(&source, purged).await {
-                    Ok(file) => {
-                        found = Some(file);
-                        break;
-                    }
+            for (node, address) in self.addresses.iter().filter(|(id, _)| **id != self.identity.node) {
+                let source = Source { peers: peers.clone(), node: *node, address: address.clone(), identity: None };
+                match self.from(&source, purged, past).await {
+                    Ok(file) => return Ok(file),
                     Err(e) => complaints.push(e.to_string()),
                 }
-            }
-            if let Some(file) = found {
-                break file;
             }
             if let Some(text) = peers.misplaced.borrow().clone() {
                 bail!("{text}");
             }
-            let text = complaints.join("; ");
+            let mut text = complaints.join("; ");
+            if matches!(reason, Reason::Gap(_)) {
+                text +=
+                    "; if no node has a usable state, make a new cluster from a backup with `raftlet snapshot restore`";
+            }
             if said != text {
                 tracing::warn!("no peer has given its state yet: {text}");
             }
             self.progress.send_replace(format!("reloading the state: {text}"));
             said = text;
             sleep(ROUND).await;
-        };
-        self.done(&file)
+        }
     }
 
-    async fn from(&self, source: &Source, purged: Option<LogId>) -> Result<SnapshotFile, FetchError> {
-        let at_least = purged.map_or(0, |p| p.index);
-        let offer = source.offer(at_least).await?;
-        let fits = offer.meta.last_log_id.is_some_and(|last| last.index > at_least || Some(last) == purged);
+    /// Where the node was found to be wrong, or which entry it holds. With an older state it would come there again.
+    fn trouble(&self) -> io::Result<u64> {
+        let quarantined = quarantine::read(&self.dir)?.map(|quarantine| quarantine.index);
+        Ok(quarantined.max(note::held(&self.dir)?).unwrap_or(0))
+    }
+
+    /// `past`: the index of an entry that should be in the state.
+    async fn from(&self, source: &Source, purged: Option<LogId>, past: u64) -> Result<SnapshotFile, FetchError> {
+        let begin = purged.map_or(0, |p| p.index);
+        let offer = source.offer(begin.max(past)).await?;
+        let fits = offer.meta.last_log_id.is_some_and(|last| last.index > begin || Some(last) == purged);
         if !fits && purged.is_some() {
             let why =
                 format!("its snapshot ends at {:?}, the log here begins after {purged:?}", offer.meta.last_log_id);
@@ -153,6 +167,7 @@ impl Reload {
     fn done(&self, file: &SnapshotFile) -> anyhow::Result<()> {
         tracing::info!("the state up to entry {:?} comes from a peer", file.meta.last_log_id.map(|l| l.index));
         if is_marked(&self.dir) {
+            crate::failpoint!("rejoin.before-unmark");
             remove_durably(&self.dir, quarantine::FILE)?;
             remove_durably(&self.dir, MARKER)?;
         }

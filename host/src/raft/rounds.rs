@@ -171,11 +171,16 @@ impl Rounds {
         self.seen.keys().all(|node| round.iter().any(|w| w.id.node == *node))
     }
 
+    fn voters(&self) -> usize {
+        use openraft::async_runtime::watch::WatchReceiver;
+        self.raft.server_metrics().borrow_watched().membership_config.membership().voter_ids().count()
+    }
+
     /// Hands one batch to openraft, which merges those that come together.
     async fn propose(&self, waiting: Waiting) -> Result<(), ()> {
         let Waiting { id, kind, bytes, term, on_refusal } = waiting;
         let Stamp { index, digest } = (self.stamp)();
-        let time_ms = self.clocks.stamp_ms();
+        let time_ms = self.clocks.stamp_ms(self.voters());
         let envelope = Envelope { kind, id, time_ms, stamp_index: index, stamp_digest: digest };
         let (responder, completed) = ProgressResponder::complete_only();
         self.under_way.batches.fetch_add(1, Relaxed);

@@ -144,6 +144,11 @@ impl Gate {
         if proposal.envelope.kind == Kind::Checkpoint { Pass::Checkpoint } else { Pass::Apply }
     }
 
+    /// The process is about to end in good order, perhaps in the middle of an entry that takes long. That is no death.
+    pub fn ending(&self) {
+        self.note.clear();
+    }
+
     /// The entry was applied or skipped; `state` has it. Also for a state that was installed.
     pub fn after(&self, state: &Published, pass: Pass) {
         self.note.end();

@@ -203,6 +203,16 @@ fn the_first_split_counts_and_a_quarantine_ends_all_doubts() {
 }
 
 #[test]
+fn a_quarantine_of_an_earlier_run_holds_from_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (hex(&[1; 16]), hex(&[2; 16]));
+    let quarantine = Quarantine { what: What::Content, index: 6, ours, theirs, time_ms: 0 };
+    let gate = Gate::open(dir.path(), &[], Some(quarantine)).unwrap();
+    assert_eq!((gate.before(&entry(7)), gate.stamp()), (Pass::Hold, (0, [0; 16])));
+    assert!(gate.may_serve().unwrap_err().contains("quarantine"));
+}
+
+#[test]
 fn a_checkpoint_is_digested_beside_the_applies() {
     let dir = tempfile::tempdir().unwrap();
     let gate = gate(dir.path(), &[]);

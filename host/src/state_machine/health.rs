@@ -146,7 +146,7 @@ impl fmt::Display for Poison {
         }
         write!(
             f,
-            "to leave it out restart all nodes with --skip-entry {index}:{checksum}; \
+            "if no node has applied it, restart all with --skip-entry {index}:{checksum} to leave it out; \
              to try it again delete the file `applying` in the node's folder and restart"
         )
     }

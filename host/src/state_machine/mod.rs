@@ -1,7 +1,7 @@
 //! Steps 6 and 8 of 8, driven by openraft: committed entries in, one after the other; their batches go to `guest/`
 //! (step 7), what they wrote goes into the map, replies go to whoever sealed the batch (`batcher/`, through
-//! [`Applied`]). Never touches a socket, and only `snapshot/` touches the disk. Read `replica.rs` first: it is the state
-//! machine proper.
+//! [`Applied`]). Never touches a socket; on the disk only `snapshot/`, `note.rs` and `skips.rs`. Read `replica.rs` first:
+//! it is the state machine proper.
 
 mod activation;
 mod apply_thread;
@@ -13,7 +13,7 @@ mod feed;
 mod gate;
 pub mod health;
 pub mod map;
-mod note;
+pub mod note;
 mod openraft_impl;
 pub mod overlay;
 mod queries;

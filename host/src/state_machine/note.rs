@@ -1,6 +1,7 @@
 //! The note of the entry that is being applied: two words in a mapped file, which outlive a killed process and cost no
-//! system call. At the next start it tells which entry the process died of, and that is counted. Decides nothing: what
-//! is held is `gate.rs`'s business.
+//! system call. At the next start it tells which entry the process died of, and that is counted. An entry that was
+//! survived is innocent: its count goes with it, so that only deaths in a row are ever counted. Decides nothing: what is
+//! held is `gate.rs`'s business.
 //!
 //! ```text
 //! 0  magic    8  reserved (0)   16 the machine's boot   24 note: term   32 note: index + 1, 0: none
@@ -28,6 +29,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const BOOT: usize = 2;
 const NOTE_TERM: usize = 3;
 const NOTE_INDEX: usize = 4;
+const DEATHS_INDEX: usize = 6;
 
 /// An entry of the log, and how often in a row the process ended while it was applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,18 +41,15 @@ pub struct Deaths {
 
 pub struct Note {
     map: MmapMut,
+    /// Of this, deaths are counted in the file.
+    counted: Option<Deaths>,
 }
 
 impl Note {
     /// Reads what the last run left, counts it durably, and begins a run with an empty note.
     pub fn open(dir: &Path) -> io::Result<(Note, Option<Deaths>)> {
-        let words = match fs::read(dir.join(FILE)) {
-            Ok(bytes) => words(&bytes),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(e) => return Err(e),
-        };
         let boot = boot();
-        let deaths = words.and_then(|w| count(&w, boot));
+        let deaths = left(dir, boot)?;
         crate::failpoint!("note.before-count", io);
         let mut fresh = [0; WORDS];
         fresh[0] = MAGIC;
@@ -68,7 +67,7 @@ impl Note {
         if map.len() != BYTES {
             return Err(io::Error::other(format!("{FILE} changed while it was opened")));
         }
-        Ok((Note { map }, deaths))
+        Ok((Note { map, counted: deaths }, deaths))
     }
 
     /// From here on a death is this entry's.
@@ -78,13 +77,39 @@ impl Note {
         self.word(NOTE_INDEX).store(index + 1, Ordering::Release);
     }
 
+    /// The entry that was begun last was survived.
     pub fn end(&self) {
+        if let Some(Deaths { term, index, .. }) = self.counted
+            && self.word(NOTE_INDEX).load(Ordering::Relaxed) == index + 1
+            && self.word(NOTE_TERM).load(Ordering::Relaxed) == term
+        {
+            self.word(DEATHS_INDEX).store(0, Ordering::Release);
+        }
+        self.clear();
+    }
+
+    /// The process is about to end in good order: whatever it does just now is not what ends it.
+    pub fn clear(&self) {
         self.word(NOTE_INDEX).store(0, Ordering::Release);
     }
 
     fn word(&self, at: usize) -> &AtomicU64 {
         // SAFETY: the map is page-aligned and has WORDS words; all accesses after `open` are atomic.
         unsafe { &*self.map.as_ptr().cast::<AtomicU64>().add(at) }
+    }
+}
+
+/// The index of the entry that the next start will hold, as far as the note tells.
+pub fn held(dir: &Path) -> io::Result<Option<u64>> {
+    Ok(left(dir, boot())?.filter(|deaths| deaths.count > 1).map(|deaths| deaths.index))
+}
+
+/// What the last run left, counted.
+fn left(dir: &Path, boot: u64) -> io::Result<Option<Deaths>> {
+    match fs::read(dir.join(FILE)) {
+        Ok(bytes) => Ok(words(&bytes).and_then(|words| count(&words, boot))),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
     }
 }
 
@@ -98,7 +123,7 @@ fn words(bytes: &[u8]) -> Option<[u64; WORDS]> {
 }
 
 fn count(words: &[u64; WORDS], boot: u64) -> Option<Deaths> {
-    let counted = words[6].checked_sub(1).map(|index| Deaths {
+    let counted = words[DEATHS_INDEX].checked_sub(1).map(|index| Deaths {
         term: words[5],
         index,
         count: u32::try_from(words[7]).unwrap_or(u32::MAX),
@@ -110,8 +135,8 @@ fn count(words: &[u64; WORDS], boot: u64) -> Option<Deaths> {
             let before = counted.filter(|d| (d.term, d.index) == (term, index)).map_or(0, |d| d.count);
             Some(Deaths { term, index, count: before.saturating_add(1) })
         }
-        // An orderly end after a single death: that entry was applied, or will be. What is held stays held.
-        None => counted.filter(|d| d.count > 1),
+        // It was not met again: what is held stays held, and of another one nothing new is known.
+        None => counted,
     }
 }
 
@@ -139,8 +164,10 @@ mod tests {
         drop(note);
         let (note, found) = Note::open(dir.path()).unwrap();
         assert_eq!(found, deaths(3, 8, 1));
+        assert_eq!(held(dir.path()).unwrap(), None);
         note.begin(3, 8);
         drop(note);
+        assert_eq!(held(dir.path()).unwrap(), Some(8));
         let (note, found) = Note::open(dir.path()).unwrap();
         assert_eq!(found, deaths(3, 8, 2));
         drop(note);
@@ -153,16 +180,52 @@ mod tests {
     }
 
     #[test]
-    fn a_single_death_is_forgotten_after_an_orderly_end_and_so_is_another_terms() {
+    fn deaths_are_forgotten_when_their_entry_was_survived_and_so_are_another_terms() {
         let dir = tempfile::tempdir().unwrap();
-        Note::open(dir.path()).unwrap().0.begin(1, 0);
-        assert_eq!(Note::open(dir.path()).unwrap().1, deaths(1, 0, 1));
+        for count in 1..=3 {
+            let (note, _) = Note::open(dir.path()).unwrap();
+            note.begin(1, 0);
+            drop(note);
+            assert_eq!(Note::open(dir.path()).unwrap().1, deaths(1, 0, count));
+        }
+        let (note, found) = Note::open(dir.path()).unwrap();
+        assert_eq!(found, deaths(1, 0, 3), "it was not met again");
+        // Others that were survived say nothing about it.
+        note.begin(2, 0);
+        note.end();
+        drop(note);
+        let (note, found) = Note::open(dir.path()).unwrap();
+        assert_eq!(found, deaths(1, 0, 3));
+        note.begin(1, 0);
+        note.end();
+        drop(note);
         let (note, found) = Note::open(dir.path()).unwrap();
         assert_eq!(found, None);
+        note.begin(1, 0);
+        drop(note);
+        let (note, found) = Note::open(dir.path()).unwrap();
+        assert_eq!(found, deaths(1, 0, 1), "it counts from the beginning");
         note.begin(1, 5);
         drop(note);
         Note::open(dir.path()).unwrap().0.begin(2, 5);
         assert_eq!(Note::open(dir.path()).unwrap().1, deaths(2, 5, 1));
+    }
+
+    #[test]
+    fn an_orderly_end_in_the_middle_of_an_entry_is_no_death() {
+        let dir = tempfile::tempdir().unwrap();
+        let (note, _) = Note::open(dir.path()).unwrap();
+        note.begin(1, 5);
+        note.clear();
+        drop(note);
+        assert_eq!(Note::open(dir.path()).unwrap().1, None);
+        // Nor is it proof that the entry was survived.
+        Note::open(dir.path()).unwrap().0.begin(1, 5);
+        let (note, _) = Note::open(dir.path()).unwrap();
+        note.begin(1, 5);
+        note.clear();
+        drop(note);
+        assert_eq!(Note::open(dir.path()).unwrap().1, deaths(1, 5, 1));
     }
 
     #[test]

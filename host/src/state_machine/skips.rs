@@ -8,21 +8,16 @@ use std::path::Path;
 
 use super::health::{Checksum, hex};
 use crate::config::SkipEntry;
-use crate::durable::write_durably;
+use crate::durable::{checked, read_checked, write_checked};
 
 pub const FILE: &str = "skip.json";
 
 /// # Errors
 /// The file can't be read as what it is. Without it an entry could be applied on this node alone.
 pub fn read(dir: &Path) -> io::Result<BTreeMap<u64, Checksum>> {
-    let path = dir.join(FILE);
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
-        Err(e) => return Err(e),
-    };
-    let wrong = |why: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", path.display()));
-    let entries: Vec<String> = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
+    let wrong =
+        |why: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", dir.join(FILE).display()));
+    let entries: Vec<String> = read_checked(dir, FILE)?.unwrap_or_default();
     let read = |text: String| text.parse().map(|SkipEntry { index, checksum }| (index, Checksum(checksum)));
     entries.into_iter().map(|text| read(text).map_err(|e| wrong(e.to_string()))).collect()
 }
@@ -30,11 +25,10 @@ pub fn read(dir: &Path) -> io::Result<BTreeMap<u64, Checksum>> {
 pub fn write(dir: &Path, skips: BTreeMap<u64, Checksum>) -> io::Result<()> {
     crate::failpoint!("skip.before-write", io);
     let entries: Vec<String> = skips.into_iter().map(|(index, c)| format!("{index}:{}", hex(&c.0))).collect();
-    let bytes = serde_json::to_vec_pretty(&entries).expect("texts can be written as JSON");
-    if fs::read(dir.join(FILE)).is_ok_and(|old| old == bytes) {
+    if fs::read(dir.join(FILE)).is_ok_and(|old| old == checked(&entries)) {
         return Ok(());
     }
-    write_durably(dir, FILE, &bytes)?;
+    write_checked(dir, FILE, &entries)?;
     crate::failpoint!("skip.after-write", io);
     Ok(())
 }

@@ -15,7 +15,7 @@ impl History {
     fn add(mut self, (invoked, returned): (u64, u64), action: Action, outcome: Outcome) -> Self {
         let client = u32::try_from(self.0.len()).unwrap();
         let returned = if outcome == Outcome::Unknown { NEVER } else { returned };
-        self.0.push(Operation { client, node: 1, action, outcome, invoked, returned, attempts: 1 });
+        self.0.push(Operation { client, node: 1, action, outcome, invoked, returned, attempts: 1, replayed: false });
         self
     }
 

@@ -107,7 +107,16 @@ impl Simulation<'_> {
         self.clients[client] = Some((self.history.len(), false));
         let client = u32::try_from(client).unwrap();
         let (invoked, outcome) = (self.time, Outcome::Unknown);
-        self.history.push(Operation { client, node: 1, action, outcome, invoked, returned: NEVER, attempts: 1 });
+        self.history.push(Operation {
+            client,
+            node: 1,
+            action,
+            outcome,
+            invoked,
+            returned: NEVER,
+            attempts: 1,
+            replayed: false,
+        });
     }
 
     fn learn(&mut self, at: usize) {

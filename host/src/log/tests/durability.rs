@@ -19,13 +19,14 @@ async fn entries_are_readable_at_once_and_acknowledged_together() {
     let gate = Gate::default();
     let log = SledLog::open(dir.path(), gate.options()).unwrap();
     gate.hold();
-    let first = queue(&log, entries(1, 0..1, 100)).await;
+    let mut first = queue(&log, entries(1, 0..1, 100)).await;
     gate.wait_until_held();
     let mut waiting = Vec::new();
     for index in 1..51 {
         waiting.push(queue(&log, vec![entry(1, index, 100)]).await);
     }
     assert_eq!(read(&log, 0..99).await, entries(1, 0..51, 100), "readable before durable");
+    assert!(first.try_recv().is_err(), "written, but not synced");
     assert!(waiting.iter_mut().all(|rx| rx.try_recv().is_err()), "nothing is durable yet");
     gate.release();
     first.await.unwrap().unwrap();

@@ -59,6 +59,8 @@ pub struct Link {
     open: Option<(FrameReader, FrameWriter)>,
     /// When the last attempt to connect failed, if it did.
     failed: Option<Instant>,
+    /// Why the peer didn't install a snapshot, so that each reason is logged once.
+    refused: Option<String>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Links {
@@ -77,6 +79,7 @@ impl RaftNetworkFactory<TypeConfig> for Links {
             serving: self.serving.clone(),
             open: None,
             failed: None,
+            refused: None,
         }
     }
 }
@@ -141,7 +144,10 @@ impl Link {
                 Answer::SnapshotComing { have } => {
                     tracing::debug!(peer = self.target, have, "the follower fetches a snapshot");
                 }
-                Answer::SnapshotInstalled { vote } => return Ok(SnapshotResponse::new(vote)),
+                Answer::SnapshotInstalled { vote } => {
+                    self.refused = None;
+                    return Ok(SnapshotResponse::new(vote));
+                }
                 Answer::SnapshotDamaged(why) => {
                     tracing::warn!("node {} does not install the snapshot: {why}", self.target);
                     let serving = self.serving.clone();
@@ -150,7 +156,10 @@ impl Link {
                     return Err(Unreachable::new(&AnyError::error(why)).into());
                 }
                 Answer::Refused(why) => {
-                    tracing::warn!("node {} does not install the snapshot: {why}", self.target);
+                    if self.refused.as_ref() != Some(&why) {
+                        tracing::warn!("node {} does not install the snapshot: {why}", self.target);
+                        self.refused = Some(why.clone());
+                    }
                     tokio::time::sleep(REFUSED_PAUSE).await;
                     return Err(Unreachable::new(&AnyError::error(why)).into());
                 }

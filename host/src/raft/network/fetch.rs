@@ -137,7 +137,7 @@ impl Source {
             have = 0;
         }
         let (name, node, bytes) = (&offer.name, self.node, offer.bytes);
-        snapshots.room_for(bytes - have).map_err(local)?;
+        snapshots.check_room(bytes - have).map_err(local)?;
         if have == 0 {
             tracing::info!("fetching the snapshot {name} from node {node}: {bytes} bytes");
         } else {
@@ -203,7 +203,6 @@ impl Source {
             let sync = *have + u64::from(bytes) - synced >= SYNC_BYTES;
             write_at(file, *have, piece, sync).await.map_err(|e| FetchError::Local(e.to_string()))?;
             *have += u64::from(bytes);
-            crate::failpoint!("transfer.chunk");
             if sync {
                 synced = *have;
             }
@@ -237,6 +236,7 @@ async fn write_at(file: &Arc<File>, offset: u64, piece: Bytes, sync: bool) -> io
     let file = file.clone();
     let written = tokio::task::spawn_blocking(move || {
         file.write_all_at(&piece, offset)?;
+        crate::failpoint!("transfer.chunk", io);
         if sync { file.sync_data() } else { Ok(()) }
     });
     written.await.map_err(io::Error::other)?

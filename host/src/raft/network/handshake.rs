@@ -95,8 +95,8 @@ impl Peers {
         };
         match &result {
             Err(e @ (DialError::Refused { .. } | DialError::Protocol { .. })) => self.complain(target, e.to_string()),
-            Err(_) => {}
-            Ok(_) => drop(self.complaints.lock().expect("no code panics under this lock").remove(&target)),
+            Err(e) => self.unreached(target, e),
+            Ok(_) => self.reached(target),
         }
         result
     }
@@ -126,7 +126,10 @@ impl Peers {
             .header(CLUSTER, me.cluster.map_or("none".into(), hex))
             .body(Empty::<Bytes>::new())
             .map_err(|e| protocol(e.to_string()))?;
-        let response = send.send_request(request).await.map_err(|e| protocol(e.to_string()))?;
+        // Only bytes that make no sense tell of another protocol. A connection that breaks tells of the network.
+        let unanswered =
+            |e: hyper::Error| if e.is_parse() { protocol(e.to_string()) } else { io(std::io::Error::other(e)) };
+        let response = send.send_request(request).await.map_err(unanswered)?;
         let caller = read_caller(response.headers());
         if let Some(caller) = caller.filter(|c| c.node == target) {
             self.compare_clusters(caller);
@@ -221,6 +224,21 @@ impl Peers {
         }
     }
 
+    /// Once for each time that the peer is away, however many attempts there are and however they fail.
+    fn unreached(&self, node: NodeId, error: &DialError) {
+        let mut complaints = self.complaints.lock().expect("no code panics under this lock");
+        complaints.entry(node).or_insert_with(|| {
+            tracing::warn!(peer = node, "can't be reached: {error}");
+            error.to_string()
+        });
+    }
+
+    fn reached(&self, node: NodeId) {
+        if self.complaints.lock().expect("no code panics under this lock").remove(&node).is_some() {
+            tracing::info!(peer = node, "is reached again");
+        }
+    }
+
     fn complain(&self, node: NodeId, text: String) {
         let mut complaints = self.complaints.lock().expect("no code panics under this lock");
         if complaints.get(&node) != Some(&text) {
@@ -240,7 +258,7 @@ pub fn split(upgraded: hyper::upgrade::Upgraded) -> Result<(FrameReader, FrameWr
 fn replaced(node: NodeId) -> String {
     format!(
         "node {node} came back with another identity: its folder was lost or replaced. It may have forgotten votes \
-         and entries, so it can't take its old place; restore the folder"
+         and entries, so it can't take its old place; start it on the folder that it had at its end"
     )
 }
 
@@ -269,4 +287,32 @@ fn number(headers: &HeaderMap, name: &str, radix: u32) -> Option<u64> {
 
 fn hex(number: u64) -> String {
     format!("{number:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_breaks_is_not_taken_for_another_protocol() {
+        let peers = Peers::new(PathBuf::from("unused"), Identity::founder(1, 7), BTreeMap::new());
+        for (answer, other_protocol) in [(&b""[..], false), (b"HTTP/1.1 101 Sw", false), (b"SSH-2.0-x\r\n\r\n", true)] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            let (result, ()) = tokio::join!(peers.dial(2, &address, None), async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    request.push(stream.read_u8().await.unwrap());
+                }
+                stream.write_all(answer).await.unwrap();
+            });
+            let error = result.err().expect("nobody answered as a node does");
+            assert_eq!(matches!(error, DialError::Protocol { .. }), other_protocol, "{error}");
+            assert!(matches!(error, DialError::Protocol { .. } | DialError::Io { .. }), "{error}");
+        }
+    }
 }

@@ -207,6 +207,10 @@ impl Work {
             // A crash came between its arrival and its installation, or it was built here.
             Some(file) => file,
             None => {
+                // Tried again and again by the leader: it is said once, where the shortage is.
+                if let Err(why) = self.inner.snapshots.check_room(self.offer.bytes) {
+                    return Answer::Refused(format!("there is no room for it: {why}"));
+                }
                 let fetched = tokio::select! {
                     fetched = self.source.fetch(&self.inner.snapshots, &self.offer, progress) => fetched,
                     _ = cancelled.wait_for(|c| *c) => {

@@ -17,7 +17,7 @@ use super::frame::{Frame, Outgoing};
 use super::snapshots::Offer;
 
 /// Changing a message's form is a new protocol: peers compare this before the first frame.
-pub const PROTOCOL: &str = "raftlet/1";
+pub const PROTOCOL: &str = "raftlet/2";
 
 const APPEND: u8 = 1;
 const APPENDED: u8 = 2;

@@ -95,6 +95,11 @@ impl Serving {
         assert!(self.raft.set(raft).is_ok(), "set once, when Raft starts");
     }
 
+    /// Whether anybody may be given this node's state. An error says why not.
+    pub fn may_serve(&self) -> Result<(), String> {
+        (self.may_serve)()
+    }
+
     /// The newest snapshot, if it covers `index`; else one that is built now, if that takes no longer than `within`. The
     /// text of an error says why there is none yet, or never will be.
     pub async fn at_least(&self, index: u64, within: Duration) -> Result<SnapshotFile, String> {

@@ -278,3 +278,28 @@ fn without_a_module_nothing_is_kept() {
     assert_eq!(pair.batch(vec![keyed("k", put("a", "")), keyed("k", put("a", ""))]), [none, none]);
     assert_eq!(pair.keys(), 0);
 }
+
+#[test]
+fn the_clock_never_goes_back() {
+    let mut pair = Pair::new(KV, LIMITS);
+    let mut now = pair.time_ms;
+    for (leaders_clock, expected) in [(20_000, 20_000), (15_000, 20_000), (0, 20_000), (20_001, 20_001)] {
+        pair.time_ms = leaders_clock;
+        pair.batch(vec![put("a", "")]);
+        assert!(pair.state().time_ms >= now, "it went back from {now}");
+        now = pair.state().time_ms;
+        assert_eq!(now, expected);
+    }
+}
+
+/// No replica misses what all of them lost alike: digests don't show it.
+#[test]
+fn what_was_answered_is_in_the_state_after_many_batches() {
+    let mut pair = Pair::new(KV, LIMITS);
+    for number in 0..100 {
+        let key = format!("k{number}");
+        assert!(pair.batch(vec![put(&key, "value")])[0].starts_with("201 "));
+        let written = pair.state().map.iter().filter(|e| e.value().ends_with(b"value")).count();
+        assert_eq!(written, number + 1);
+    }
+}

@@ -121,6 +121,19 @@ impl Model {
     }
 }
 
+impl Sessions {
+    /// Some keys with their replies, for the tests of whatever keeps or moves them.
+    pub fn sample(keys: u8) -> Sessions {
+        let mut sessions = Sessions::default();
+        for key in 0..keys {
+            let number = u64::from(key);
+            let reply = reply_of(number, &Outcome::Body(usize::from(key)));
+            assert!(sessions.keep(name(key).as_bytes(), 1_000 + number, number, &[key; 16], &reply));
+        }
+        sessions
+    }
+}
+
 fn name(key: u8) -> String {
     format!("key-{key}")
 }

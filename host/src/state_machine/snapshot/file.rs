@@ -5,8 +5,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::read::ReadError;
+use super::room::Room;
 use crate::failpoint;
 
 /// What a file is called, behind its name, until it is whole.
@@ -29,33 +31,10 @@ pub(super) fn write_file<T>(
     Ok(written)
 }
 
-/// What must stay free of the disk.
-pub(super) struct Room {
-    pub(super) dir: PathBuf,
-    /// Bytes.
-    pub(super) keep_free: u64,
-}
-
-impl Room {
-    /// Whether so many bytes more leave enough. A disk that fills up is the log's end, and the node's.
-    pub(super) fn check(&self, bytes: u64) -> io::Result<()> {
-        if self.keep_free == 0 {
-            return Ok(());
-        }
-        let disk = rustix::fs::statvfs(&self.dir)?;
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        if free < self.keep_free.saturating_add(bytes) {
-            let text = format!("{free} bytes are free, {bytes} are needed and {} left for the log", self.keep_free);
-            return Err(io::Error::new(io::ErrorKind::StorageFull, text));
-        }
-        Ok(())
-    }
-}
-
 /// Writes and syncs a file, and deletes it if that fails, or if the room gets short.
 pub(super) fn write_unnamed<T>(
     path: &Path,
-    room: Option<Room>,
+    room: Option<Arc<Room>>,
     write: impl FnOnce(Paced) -> Result<(Paced, T), ReadError>,
 ) -> Result<(File, T), ReadError> {
     let result = begin(path, room).map_err(ReadError::Io).and_then(write).and_then(|(out, written)| {
@@ -68,7 +47,7 @@ pub(super) fn write_unnamed<T>(
     result
 }
 
-fn begin(path: &Path, room: Option<Room>) -> io::Result<Paced> {
+fn begin(path: &Path, room: Option<Arc<Room>>) -> io::Result<Paced> {
     failpoint!("snapshot.begin", io);
     let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(path)?;
     Ok(Paced { file, room, written: 0, synced: 0 })
@@ -77,7 +56,7 @@ fn begin(path: &Path, room: Option<Room>) -> io::Result<Paced> {
 /// A file that is synced every few megabytes and doesn't stay in the page cache: nobody reads it soon.
 pub(super) struct Paced {
     file: File,
-    room: Option<Room>,
+    room: Option<Arc<Room>>,
     written: u64,
     synced: u64,
 }

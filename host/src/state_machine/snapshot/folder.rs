@@ -11,14 +11,14 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use super::file::{BUILDING, Room, sync_folder, write_unnamed};
+use super::file::{BUILDING, sync_folder, write_unnamed};
 use super::load::{Loaded, Loading};
 use super::read::ReadError;
+use super::room::{HasRoom, Room};
 use super::write::write_state;
 use super::{Header, SnapshotError, Summary, file_name, open, walk};
 use crate::failpoint;
@@ -44,8 +44,7 @@ pub struct Snapshots {
     building: Mutex<()>,
     /// Set aside since the folder was opened: names and reasons.
     damaged: Mutex<Vec<(String, String)>>,
-    /// Bytes of the disk that snapshots leave free.
-    keep_free: AtomicU64,
+    room: Arc<Room>,
 }
 
 /// A snapshot that is being fetched: `NAME.partial`. It survives a restart, so that the fetch can go on.
@@ -97,7 +96,7 @@ impl Snapshots {
             kept: Mutex::default(),
             building: Mutex::default(),
             damaged: Mutex::default(),
-            keep_free: AtomicU64::new(0),
+            room: Arc::default(),
         };
         // Term and index come first in a name, both of fixed length.
         names.sort_unstable_by(|a, b| b.cmp(a));
@@ -114,6 +113,17 @@ impl Snapshots {
             }
         }
         Ok(Arc::new(snapshots))
+    }
+
+    /// From here on `has_room` is asked before a snapshot is written. To be called once.
+    pub fn ask_for_room(&self, has_room: HasRoom) {
+        self.room.ask(has_room);
+    }
+
+    /// # Errors
+    /// `StorageFull`: so many bytes more should not be written now; the text says why.
+    pub fn check_room(&self, bytes: u64) -> io::Result<()> {
+        self.room.check(bytes)
     }
 
     /// Newest first, at most two, all verified.
@@ -150,7 +160,8 @@ impl Snapshots {
     /// same entry already.
     ///
     /// # Errors
-    /// The file can't be written; nothing of it is left. Nothing was ever applied to the state.
+    /// The file can't be written, or there is no room for it; nothing of it is left. Nothing was ever applied to the
+    /// state.
     pub fn build(&self, state: &Published) -> Result<SnapshotFile, SnapshotError> {
         self.build_unless(state, None)
     }
@@ -158,7 +169,6 @@ impl Snapshots {
     /// `damaged` doesn't count as kept.
     fn build_unless(&self, state: &Published, damaged: Option<&Path>) -> Result<SnapshotFile, SnapshotError> {
         let _one_at_a_time = lock(&self.building);
-        self.room_for(0).map_err(|source| SnapshotError::Io { path: self.dir.clone(), source })?;
         let Some(header) = Header::of(state) else {
             let source = io::Error::new(io::ErrorKind::InvalidInput, "an empty state has no snapshot");
             return Err(SnapshotError::Io { path: self.dir.clone(), source });
@@ -173,12 +183,22 @@ impl Snapshots {
         let building = self.dir.join(format!("{name}{BUILDING}"));
         let meta = header.meta();
         let io = |source| SnapshotError::Io { path: building.clone(), source };
-        let result =
-            write_unnamed(&building, Some(self.room()), |out| write_state(out, header, state).map_err(ReadError::Io));
+        self.check_room(self.expected_bytes(state)).map_err(io)?;
+        let result = write_unnamed(&building, Some(self.room.clone()), |out| {
+            write_state(out, header, state).map_err(ReadError::Io)
+        });
         let (file, summary) = result.map_err(|e| e.at(&building))?;
         let path = self.name_durably(&building, &name).map_err(io)?;
         let file = SnapshotFile { meta, path, file: Arc::new(file), bytes: summary.file_bytes };
         self.keep(file)
+    }
+
+    /// What the file of this state will take at most, nearly always: the next one is due when the log has grown by as much
+    /// as the last one has.
+    fn expected_bytes(&self, state: &Published) -> u64 {
+        let module = state.active.as_ref().map_or(0, |active| active.module.len() as u64);
+        let plain = state.map.bytes() + state.sessions.bytes() + module;
+        lock(&self.kept).first().map_or(plain, |last| plain.min(2 * last.bytes))
     }
 
     /// [`Snapshots::build`] on a thread of its own, with low priority. The state is dropped there too: that may free much.
@@ -210,24 +230,6 @@ impl Snapshots {
         let io = |source| SnapshotError::Io { path: self.dir.clone(), source };
         std::thread::Builder::new().name("snapshot".into()).spawn(build).map_err(io)?;
         rx.await.unwrap_or_else(|_| Err(io(io::Error::other("the thread that wrote it panicked"))))
-    }
-
-    /// So many bytes of the disk are not for snapshots: the log needs room when there is little. Before it is called there
-    /// is no such limit.
-    pub fn keep_free(&self, bytes: u64) {
-        self.keep_free.store(bytes, Relaxed);
-    }
-
-    /// Whether a snapshot may take so many bytes more.
-    ///
-    /// # Errors
-    /// `StorageFull`, with a text that says how much there is.
-    pub fn room_for(&self, bytes: u64) -> io::Result<()> {
-        self.room().check(bytes)
-    }
-
-    fn room(&self) -> Room {
-        Room { dir: self.dir.clone(), keep_free: self.keep_free.load(Relaxed) }
     }
 
     /// Gives the disk back what an unfinished fetch has taken.
@@ -272,7 +274,8 @@ impl Snapshots {
     pub fn adopt(&self, incoming: Incoming) -> Result<SnapshotFile, SnapshotError> {
         let Incoming { name, path: partial, file, .. } = incoming;
         let io = |source| SnapshotError::Io { path: partial.clone(), source };
-        let checked = adoptable(&file, &partial, &name);
+        adopting().map_err(io)?;
+        let checked = check_file(&file, &partial, &name);
         if let Err(SnapshotError::Damaged { .. }) = &checked {
             fs::remove_file(&partial).map_err(io)?;
         }
@@ -357,9 +360,9 @@ fn index(file: &SnapshotFile) -> Option<u64> {
     file.meta.last_log_id.map(|last| last.index)
 }
 
-fn adoptable(file: &File, path: &Path, name: &str) -> Result<Summary, SnapshotError> {
-    failpoint!("snapshot.adopt");
-    check_file(file, path, name)
+fn adopting() -> io::Result<()> {
+    failpoint!("snapshot.adopt", io);
+    Ok(())
 }
 
 fn check_file(file: &File, path: &Path, name: &str) -> Result<Summary, SnapshotError> {

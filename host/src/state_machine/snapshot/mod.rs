@@ -18,6 +18,7 @@ mod file;
 mod folder;
 mod load;
 mod read;
+mod room;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -37,6 +38,7 @@ use read::{FromStart, ReadError, Reader};
 
 pub use folder::{Gap, Incoming, Snapshots};
 pub use load::Loaded;
+pub use room::HasRoom;
 
 /// Version of the file format.
 pub const VERSION: u32 = 1;

@@ -104,6 +104,7 @@ async fn tickets_are_closed_before_the_state_is_swapped_and_the_term_is_told_aft
         (installed.digest, installed.cluster, &installed.pieces),
         (wanted.digest, wanted.cluster, &wanted.pieces)
     );
+    assert_eq!(installed.sessions.keys(), 3, "a repeated command must not happen again");
     assert_eq!(room.machine.applied_state().await.unwrap(), (wanted.applied, wanted.membership));
 }
 
@@ -165,7 +166,7 @@ async fn a_batch_that_was_applied_beside_a_wrong_stamp_is_withheld_before_the_te
     room.gate.follow(Some(4));
     let (batch, mut wrong) = (entry(4, 41, 0), entry(4, 42, 0));
     let EntryPayload::Normal(proposal) = &mut wrong.payload else { panic!("a batch") };
-    (proposal.envelope.stamp_index, proposal.envelope.stamp_digest) = (40, [7; 16]);
+    (proposal.envelope.stamp_index, proposal.envelope.stamp_digest) = (40, [0xee; 16]);
     room.machine.apply(futures_util::stream::iter([Ok((batch, None)), Ok((wrong, None))])).await.unwrap();
     assert_eq!(room.events(), [("withheld 41".into(), 41), ("term 4".into(), 41)]);
     assert!(room.gate.may_serve().is_err());

@@ -52,6 +52,7 @@ pub(super) fn full(term: u64, index: u64, map: Map, module: &[u8]) -> Published 
             module: module.to_vec().into(),
         })),
         pieces: Some(Arc::new(Pieces { first, next_sequence: 8, bytes: module.repeat(2) })),
+        sessions: Sessions::sample(3),
         ..empty(term, index)
     }
 }
