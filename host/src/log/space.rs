@@ -16,6 +16,8 @@ use crate::config::DiskConfig;
 
 /// Between two looks. At 200 MB/s some 50 MB are written meanwhile: the default reserve is five times that.
 const LOOK: Duration = Duration::from_millis(250);
+/// Between two looks near a limit: a fast disk writes tens of megabytes in [`LOOK`], and the reserve may be as small.
+const LOOK_NEAR: Duration = Duration::from_millis(20);
 /// A node that was low goes on when there is this part of the limit more room, so that it doesn't flutter.
 const MARGIN: u64 = 16;
 
@@ -108,7 +110,7 @@ async fn watch_disk(dir: PathBuf, limits: DiskConfig, told: watch::Sender<SpaceS
     let mut failed = false;
     loop {
         tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(if is_near(&told.borrow(), &limits) { LOOK_NEAR } else { LOOK }) => {}
             () = told.closed() => return,
         }
         let before = *told.borrow();
@@ -134,6 +136,13 @@ async fn watch_disk(dir: PathBuf, limits: DiskConfig, told: watch::Sender<SpaceS
         }
         told.send_replace(state);
     }
+}
+
+/// Whether the room could be used up between two looks that are far apart.
+fn is_near(state: &SpaceState, limits: &DiskConfig) -> bool {
+    let disk = state.free_bytes < limits.free_min_bytes.saturating_mul(4);
+    let quota = limits.quota_bytes > 0 && state.used_bytes >= limits.quota_bytes / 2;
+    disk || quota
 }
 
 fn look(dir: &Path, limits: &DiskConfig, was_low: bool) -> io::Result<SpaceState> {
