@@ -134,18 +134,20 @@ impl Case<'_> {
     }
 
     /// Writes until both others have made three more snapshots, so that they have purged what `behind` needs. No load
-    /// meanwhile: it would make the state grow, and the next snapshot come later.
+    /// meanwhile: it would make the state grow, and the next snapshot come later. Ends early when the armed node, if
+    /// it is one of them, dies: what it was asked for before can reach its failpoint late.
     fn purge_beyond(&mut self, behind: u64, others: [u64; 2]) {
         println!("node {behind} is left behind");
         self.ledger.extend(std::mem::replace(&mut self.load, Load::start_small(self.cluster, 0, self.rng)).stop());
-        let cluster = &*self.cluster;
+        let (cluster, armed) = (&mut *self.cluster, self.armed);
         let mut seen = [BTreeSet::new(), BTreeSet::new()];
         wait::until("the others have purged their logs", PURGED_WITHIN, || {
             for (id, seen) in others.iter().zip(&mut seen) {
                 large_write(cluster, *id);
                 seen.extend(cluster.status(*id)?.snapshot_index);
             }
-            seen.iter().all(|s| s.len() > 3).then_some(())
+            let died = others.contains(&armed) && cluster.exited(armed).is_some();
+            (died || seen.iter().all(|s| s.len() > 3)).then_some(())
         });
         self.load = Load::start_small(self.cluster, WRITERS, self.rng);
     }
