@@ -131,6 +131,18 @@ impl DiskConfig {
     /// A new log takes up to three segments of 8 MiB before its first entry.
     pub const QUOTA_LEAST: u64 = 32 * MIB as u64;
 
+    /// Bytes that the log may grow by since the newest snapshot before commands are refused; `None`: any. It keeps the
+    /// entries of two snapshots and its file takes up to three times as much, so that this is three quarters of a
+    /// quota. The file never shrinks: if nothing held it back, a burst of writes could use up the quota for good.
+    pub fn growth_max(&self) -> Option<u64> {
+        (self.quota_bytes > 0).then_some(self.quota_bytes / 8)
+    }
+
+    /// Bytes that it may grow by before a snapshot is due, whatever else is asked for.
+    pub fn growth_due(&self) -> u64 {
+        self.growth_max().map_or(u64::MAX, |max| max / 2)
+    }
+
     pub fn validate(&self) -> Result<(), ConfigError> {
         must(self.quota_bytes == 0 || self.quota_bytes >= Self::QUOTA_LEAST, || {
             format!("disk-quota: {} is too little; give at least 32MiB, or 0 for no quota", self.quota_bytes)
@@ -232,10 +244,6 @@ fn must(condition: bool, text: impl FnOnce() -> String) -> Result<(), ConfigErro
 }
 
 impl NodeConfig {
-    /// What the log grows between two snapshots is one of so many parts of a quota. Its file takes six, so that
-    /// snapshots have the others.
-    const QUOTA_SHARES: u64 = 16;
-
     /// The rules that no single value can break alone are checked here too, so that a node never starts half right.
     pub fn validate(&self) -> Result<(), ConfigError> {
         must(self.id >= 1, || "id: 0 is no node id; ids begin with 1".into())?;
@@ -269,19 +277,6 @@ impl NodeConfig {
         self.disk.validate()?;
         self.raft.validate()?;
         self.checks.validate()
-    }
-}
-
-impl NodeConfig {
-    /// Bytes that the log may grow between two snapshots: fewer than asked for if there is a quota. The log keeps the
-    /// entries of two, its file takes up to three times as much, and it never shrinks: once it has used up the quota,
-    /// nothing helps.
-    pub fn snapshot_log_bytes(&self) -> u64 {
-        let asked = self.snapshots.log_bytes as u64;
-        match self.disk.quota_bytes {
-            0 => asked,
-            quota => asked.min(quota / Self::QUOTA_SHARES),
-        }
     }
 }
 

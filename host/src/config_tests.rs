@@ -108,9 +108,7 @@ fn each_limit_is_obeyed_and_violated() {
 #[test]
 fn a_quota_has_room_for_the_log_between_snapshots() {
     let mut config = good();
-    assert_eq!(config.snapshot_log_bytes(), 64 * MIB as u64);
+    assert_eq!((config.disk.growth_max(), config.disk.growth_due()), (None, u64::MAX));
     config.disk.quota_bytes = 96 * MIB as u64;
-    assert_eq!(config.snapshot_log_bytes(), 6 * MIB as u64);
-    config.snapshots.log_bytes = MIB;
-    assert_eq!(config.snapshot_log_bytes(), MIB as u64);
+    assert_eq!((config.disk.growth_max(), config.disk.growth_due()), (Some(12 * MIB as u64), 6 * MIB as u64));
 }

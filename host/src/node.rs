@@ -27,7 +27,7 @@ use crate::metrics::Metrics;
 use crate::outcome::{CommandReply, Refusal};
 use crate::raft::identity::{Identity, random};
 use crate::raft::types::{BatchId, Entry, Kind, LogId};
-use crate::raft::{Bootstrap, Consensus, Parts, Proposals, Refused, Stamp, quarantine};
+use crate::raft::{Bootstrap, Consensus, Growth, Parts, Proposals, Refused, Stamp, quarantine};
 use crate::state_machine::snapshot::Snapshots;
 use crate::state_machine::{Activation, Applied, Backlog, Gate, Held, Queries, StateMachine, View};
 use backup::Backups;
@@ -82,7 +82,7 @@ impl Node {
         starting::prepare(&config, identity, &mut log, &snapshots, &clients, client_limits(&config)).await?;
 
         let gate = Gate::open(&config.dir, &config.skip, quarantine::read(&config.dir)?)?;
-        let space = Space::start(&config.dir, config.disk.clone())?;
+        let space = Space::start(&config.dir, config.disk.clone(), log.metrics())?;
         let asked = space.clone();
         snapshots.ask_for_room(Box::new(move |bytes| asked.check_room(bytes)));
         let metrics = Arc::new(Metrics::default());
@@ -103,7 +103,7 @@ impl Node {
             state_machine,
             view: view.clone(),
             snapshots,
-            snapshot_log_bytes: config.snapshot_log_bytes(),
+            growth: Growth { least: config.snapshots.log_bytes as u64, most: config.disk.growth_due() },
             metrics: metrics.clone(),
             listener: peers,
             refused: tickets.clone(),

@@ -44,9 +44,21 @@ pub struct LogMetrics {
     pub bytes_at_open: AtomicU64,
     /// Bytes of entries in memory now.
     pub tail_bytes: AtomicU64,
+    /// What [`LogMetrics::total`] said at the newest snapshot. Whoever makes snapshots sets it.
+    pub(crate) total_at_snapshot: AtomicU64,
 }
 
 impl LogMetrics {
+    /// Bytes of the entries' records that ever were in the log, as far as is known since it was opened.
+    pub fn total(&self) -> u64 {
+        self.bytes_at_open.load(Relaxed) + self.bytes.load(Relaxed)
+    }
+
+    /// Bytes that the log has grown by since the newest snapshot.
+    pub fn grown(&self) -> u64 {
+        self.total().saturating_sub(self.total_at_snapshot.load(Relaxed))
+    }
+
     pub(super) fn committed(&self, commit: &Commit, tail_bytes: usize) {
         self.fsyncs.fetch_add(1, Relaxed);
         self.fsync_us.fetch_add(commit.fsync_us, Relaxed);

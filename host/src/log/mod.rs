@@ -167,7 +167,11 @@ impl SledLog {
     /// Opens the log in the folder `dir` and reads all of it once to verify it. Blocks: seconds for a large log.
     pub fn open(dir: &Path, options: LogOptions) -> Result<SledLog, OpenError> {
         let opened = open::open(dir, &options)?;
-        let metrics = LogMetrics { bytes_at_open: opened.bytes.into(), ..LogMetrics::default() };
+        let metrics = LogMetrics {
+            bytes_at_open: opened.bytes.into(),
+            total_at_snapshot: opened.bytes.into(),
+            ..LogMetrics::default()
+        };
         let start = opened.start;
         let view = View::new(start.bounds, start.vote, start.committed, options.tail_bytes_max);
         let (queue, receiver) = mpsc::channel();

@@ -8,10 +8,12 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::LogMetrics;
 use crate::config::DiskConfig;
 
 /// Between two looks. At 200 MB/s some 50 MB are written meanwhile: the default reserve is five times that.
@@ -32,11 +34,30 @@ pub struct SpaceState {
     pub shortage: Option<Shortage>,
 }
 
+impl SpaceState {
+    /// The shortage, if no end of it is expected soon: another node should lead then. That a snapshot is waited for isn't
+    /// one.
+    pub fn lasting(&self) -> Option<Shortage> {
+        self.shortage.filter(|why| !matches!(why, Shortage::Growth { .. }))
+    }
+}
+
 /// Why there is no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shortage {
-    Disk { free_bytes: u64, min_bytes: u64 },
-    Quota { used_bytes: u64, quota_bytes: u64 },
+    Disk {
+        free_bytes: u64,
+        min_bytes: u64,
+    },
+    Quota {
+        used_bytes: u64,
+        quota_bytes: u64,
+    },
+    /// The log has grown so much that a snapshot is needed first, so that its older part can go.
+    Growth {
+        grown_bytes: u64,
+        max_bytes: u64,
+    },
 }
 
 impl fmt::Display for Shortage {
@@ -48,6 +69,11 @@ impl fmt::Display for Shortage {
             Shortage::Quota { used_bytes, quota_bytes } => {
                 write!(f, "its files take {used_bytes} bytes, {quota_bytes} are allowed (--disk-quota)")
             }
+            Shortage::Growth { grown_bytes, max_bytes } => write!(
+                f,
+                "the log has grown by {grown_bytes} bytes since the last snapshot, {max_bytes} are allowed by the quota \
+                 (--disk-quota); it goes on when the next snapshot is made"
+            ),
         }
     }
 }
@@ -56,27 +82,36 @@ impl fmt::Display for Shortage {
 #[derive(Debug, Clone)]
 pub struct Space {
     state: watch::Receiver<SpaceState>,
-    free_min_bytes: u64,
+    limits: Arc<DiskConfig>,
+    log: Arc<LogMetrics>,
 }
 
 impl Space {
     /// Takes the first look, and the others in the background. Needs a runtime.
-    pub fn start(dir: &Path, limits: DiskConfig) -> io::Result<Space> {
+    pub fn start(dir: &Path, limits: DiskConfig, log: Arc<LogMetrics>) -> io::Result<Space> {
         let (told, state) = watch::channel(look(dir, &limits, false)?);
         if let Some(why) = state.borrow().shortage {
             tracing::warn!("the disk is nearly full: {why}; commands are refused until there is room");
         }
-        let free_min_bytes = limits.free_min_bytes;
-        tokio::spawn(watch_disk(dir.to_owned(), limits, told));
-        Ok(Space { state, free_min_bytes })
+        let limits = Arc::new(limits);
+        tokio::spawn(watch_disk(dir.to_owned(), limits.clone(), told));
+        Ok(Space { state, limits, log })
     }
 
     pub fn state(&self) -> SpaceState {
-        *self.state.borrow()
+        let mut state = *self.state.borrow();
+        state.shortage = state.shortage.or_else(|| self.growth());
+        state
+    }
+
+    /// Not by a look: a fast disk takes a small quota's part between two of them.
+    fn growth(&self) -> Option<Shortage> {
+        let (grown_bytes, max_bytes) = (self.log.grown(), self.limits.growth_max()?);
+        (grown_bytes >= max_bytes).then_some(Shortage::Growth { grown_bytes, max_bytes })
     }
 
     pub fn is_low(&self) -> bool {
-        self.state.borrow().shortage.is_some()
+        self.state().shortage.is_some()
     }
 
     /// Whether a file of so many bytes, which nothing acknowledged waits for, may be written. Half of the reserve stays
@@ -89,24 +124,39 @@ impl Space {
         match shortage {
             Some(Shortage::Disk { .. }) => return Err("the disk is nearly full (--disk-free-min)".into()),
             Some(Shortage::Quota { .. }) => return Err("its files take what is allowed (--disk-quota)".into()),
-            None => {}
+            None | Some(Shortage::Growth { .. }) => {}
         }
-        if free_bytes < bytes.saturating_add(self.free_min_bytes / 2) {
+        if free_bytes < bytes.saturating_add(self.limits.free_min_bytes / 2) {
             return Err(format!("{bytes} bytes would not leave enough of the disk free (--disk-free-min)"));
         }
         Ok(())
     }
 
-    /// Waits until there is room, or until there is none.
-    pub async fn wait(&self, low: bool) {
+    /// Waits until there is room.
+    pub async fn enough(&self) {
+        loop {
+            self.until(|state| state.shortage.is_none()).await;
+            if !self.is_low() {
+                return;
+            }
+            tokio::time::sleep(LOOK_NEAR).await;
+        }
+    }
+
+    /// Waits until there is none, and none is expected soon.
+    pub async fn lack(&self) {
+        self.until(|state| state.shortage.is_some()).await
+    }
+
+    async fn until(&self, mut condition: impl FnMut(&SpaceState) -> bool) {
         let mut state = self.state.clone();
-        if state.wait_for(|s| s.shortage.is_some() == low).await.is_err() {
+        if state.wait_for(|s| condition(s)).await.is_err() {
             std::future::pending().await
         }
     }
 }
 
-async fn watch_disk(dir: PathBuf, limits: DiskConfig, told: watch::Sender<SpaceState>) {
+async fn watch_disk(dir: PathBuf, limits: Arc<DiskConfig>, told: watch::Sender<SpaceState>) {
     let mut failed = false;
     loop {
         tokio::select! {
@@ -185,6 +235,8 @@ fn used(dir: &Path) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering::Relaxed;
+
     use super::*;
 
     #[test]
@@ -203,28 +255,46 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("deep")).unwrap();
         let limits = DiskConfig { free_min_bytes: 0, quota_bytes: 1 << 20 };
-        let space = Space::start(dir.path(), limits).unwrap();
+        let space = Space::start(dir.path(), limits, Arc::default()).unwrap();
         assert!(!space.is_low());
         fs::write(dir.path().join("deep/ballast"), vec![1; 1 << 20]).unwrap();
-        space.wait(true).await;
+        space.lack().await;
         let state = space.state();
         assert!(matches!(state.shortage, Some(Shortage::Quota { .. })) && state.used_bytes >= 1 << 20, "{state:?}");
         assert!(space.check_room(1).unwrap_err().contains("--disk-quota"));
         fs::remove_file(dir.path().join("deep/ballast")).unwrap();
-        space.wait(false).await;
+        space.enough().await;
         assert_eq!(space.state().shortage, None);
+    }
+
+    #[tokio::test]
+    async fn a_log_that_outgrows_its_part_of_the_quota_waits_for_a_snapshot() {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = DiskConfig { free_min_bytes: 0, quota_bytes: 800 << 20 };
+        let log = Arc::new(LogMetrics::default());
+        let space = Space::start(dir.path(), limits, log.clone()).unwrap();
+        log.bytes.store(100 << 20, Relaxed);
+        let state = space.state();
+        assert!(matches!(state.shortage, Some(Shortage::Growth { .. })) && state.lasting().is_none(), "{state:?}");
+        assert_eq!(space.check_room(1 << 20), Ok(()), "the snapshot is what it waits for");
+        log.total_at_snapshot.store(1, Relaxed);
+        space.enough().await;
     }
 
     #[tokio::test]
     async fn a_large_file_must_leave_half_of_the_reserve() {
         let dir = tempfile::tempdir().unwrap();
-        let free = look(dir.path(), &DiskConfig { free_min_bytes: 0, quota_bytes: 0 }, false).unwrap().free_bytes;
+        let unlimited = DiskConfig { free_min_bytes: 0, quota_bytes: 0 };
+        let free = look(dir.path(), &unlimited, false).unwrap().free_bytes;
         // Others write to the same disk meanwhile.
         let min = free / 2;
-        let space = Space::start(dir.path(), DiskConfig { free_min_bytes: min, quota_bytes: 0 }).unwrap();
+        let start = |free_min_bytes| {
+            Space::start(dir.path(), DiskConfig { free_min_bytes, quota_bytes: 0 }, Arc::default()).unwrap()
+        };
+        let space = start(min);
         assert_eq!(space.check_room(min / 2), Ok(()));
         assert!(space.check_room(free - min / 4).unwrap_err().contains("--disk-free-min"));
-        let full = Space::start(dir.path(), DiskConfig { free_min_bytes: u64::MAX, quota_bytes: 0 }).unwrap();
+        let full = start(u64::MAX);
         assert!(full.check_room(0).unwrap_err().contains("nearly full"));
     }
 }

@@ -164,7 +164,7 @@ impl Api for Service {
         if let Some(poison) = self.gate.health().poison {
             return Err(poison.to_string());
         }
-        if let Some(why) = self.space.state().shortage {
+        if let Some(why) = self.space.state().lasting() {
             return Err(format!("the disk is nearly full, only reads are answered: {why}"));
         }
         if let Some(progress) = self.consensus.fetching() {

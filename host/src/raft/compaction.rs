@@ -23,6 +23,8 @@ use crate::state_machine::{Gate, View};
 
 /// How often the log's growth is looked at. At full load it grows by some tens of megabytes meanwhile.
 const LOOK: Duration = Duration::from_millis(250);
+/// The same where the log may not grow beyond some bytes: writers wait for the snapshot.
+const LOOK_BOUND: Duration = Duration::from_millis(20);
 /// After a snapshot that could not be written: room may be made meanwhile.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -34,18 +36,28 @@ pub struct Compaction {
     gate: Arc<Gate>,
     log: Arc<LogMetrics>,
     metrics: Arc<Metrics>,
-    log_bytes: u64,
+    growth: Growth,
     /// Of the newest snapshot, as far as this task has seen.
     newest: Option<LogId>,
-    /// Bytes behind the newest snapshot that were in the log when it was opened.
-    carried: u64,
-    /// What the log's counter said at the newest snapshot.
-    counted: u64,
+}
+
+/// When a snapshot is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Growth {
+    /// Bytes that the log has grown by since the last one, or more: as many as that one's file has, so that the work for
+    /// snapshots stays in proportion to the work for the log.
+    pub least: u64,
+    /// Bytes that it may grow by whatever the file has.
+    pub most: u64,
+}
+
+impl Growth {
+    fn due(&self, last_file_bytes: u64) -> u64 {
+        self.least.max(last_file_bytes).min(self.most)
+    }
 }
 
 impl Compaction {
-    /// `log_bytes`: a snapshot is made when the log has grown by as much since the last one, and by as much as that one's
-    /// file has.
     pub async fn new(
         raft: Raft,
         log: SledLog,
@@ -53,7 +65,7 @@ impl Compaction {
         view: View,
         gate: Arc<Gate>,
         metrics: Arc<Metrics>,
-        log_bytes: u64,
+        growth: Growth,
     ) -> io::Result<Compaction> {
         let state = log.clone().get_log_state().await?;
         let kept = snapshots.kept();
@@ -64,22 +76,21 @@ impl Compaction {
         let behind = last.saturating_sub(index(newest).max(purged));
         let log = log.metrics();
         // By their number: what each takes isn't known without reading them all again.
-        let carried = match entries {
-            0 => 0,
-            _ => (log.bytes_at_open.load(Relaxed) as f64 * behind as f64 / entries as f64) as u64,
-        };
+        let part = if entries == 0 { 0.0 } else { behind as f64 / entries as f64 };
+        let at_open = log.bytes_at_open.load(Relaxed);
+        log.total_at_snapshot.store(at_open - (at_open as f64 * part) as u64, Relaxed);
         if let Some(file) = kept.first() {
             metrics.snapshots.bytes.set(file.bytes);
             metrics.snapshots.index.set(index(newest));
         }
-        Ok(Compaction { raft, snapshots, view, gate, log, metrics, log_bytes, newest, carried, counted: 0 })
+        Ok(Compaction { raft, snapshots, view, gate, log, metrics, growth, newest })
     }
 
     /// Until openraft stops.
     pub async fn run(mut self) {
         // A crash may have come between the last snapshot and its purge.
         self.purge().await;
-        let mut looks = interval(LOOK);
+        let mut looks = interval(if self.growth.most == u64::MAX { LOOK } else { LOOK_BOUND });
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             looks.tick().await;
@@ -104,23 +115,26 @@ impl Compaction {
     fn is_due(&mut self) -> bool {
         let kept = self.snapshots.kept();
         let newest = kept.first().and_then(|file| file.meta.last_log_id);
-        let counted = self.log.bytes.load(Relaxed);
         if newest != self.newest {
             // Fetched from a peer, which is as good as made.
-            (self.newest, self.carried, self.counted) = (newest, 0, counted);
+            self.is_newest(newest, self.log.total());
         }
-        let grown = self.carried + counted.saturating_sub(self.counted);
-        let least = self.log_bytes.max(kept.first().map_or(0, |file| file.bytes));
+        let due = self.growth.due(kept.first().map_or(0, |file| file.bytes));
         // A state that may be wrong must not take the place of a right one.
-        grown >= least && self.gate.may_serve().is_ok() && self.view.borrow().applied > newest
+        self.log.grown() >= due && self.gate.may_serve().is_ok() && self.view.borrow().applied > newest
+    }
+
+    fn is_newest(&mut self, newest: Option<LogId>, total: u64) {
+        self.newest = newest;
+        self.log.total_at_snapshot.store(total, Relaxed);
     }
 
     async fn build(&mut self) -> Result<(), SnapshotError> {
-        let (started, counted) = (Instant::now(), self.log.bytes.load(Relaxed));
+        let (started, total) = (Instant::now(), self.log.total());
         let state = self.view.borrow().clone();
         let file = self.snapshots.build_apart(state).await?;
         let last = file.meta.last_log_id;
-        (self.newest, self.carried, self.counted) = (last, 0, counted);
+        self.is_newest(last, total);
         let (seconds, index) = (started.elapsed().as_secs_f64(), last.map_or(0, |l| l.index));
         let figures = &self.metrics.snapshots;
         figures.built.inc();
@@ -253,6 +267,12 @@ mod tests {
         // Shorter, but of a later term.
         let case = Case { log: &[(1, 1..4), (3, 4..8)], committed, purged: None, snapshot: log_id(2, 10) };
         assert_eq!(left(case).await.unwrap(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_large_state_makes_snapshots_rare_but_not_beyond_the_most() {
+        let growth = Growth { least: 10, most: 40 };
+        assert_eq!([growth.due(0), growth.due(20), growth.due(80)], [10, 20, 40]);
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl Lead {
     /// A leader without room can log nothing for anybody; another one can. Runs until it is aborted.
     pub(super) async fn without_room(self) {
         loop {
-            self.rooms.space.wait(true).await;
+            self.rooms.space.lack().await;
             self.hand_over().await;
             tokio::time::sleep(AGAIN).await;
         }

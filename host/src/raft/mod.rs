@@ -45,7 +45,7 @@ use network::{Installer, Links, Peers, Served};
 use room::Rooms;
 use types::{Member, NodeId, TypeConfig};
 
-pub use compaction::reconcile;
+pub use compaction::{Growth, reconcile};
 pub use membership::Bootstrap;
 pub use proposals::{Proposals, Refused, Stamp, Stopped};
 
@@ -88,7 +88,7 @@ pub struct Parts {
     pub view: View,
     pub snapshots: Arc<Snapshots>,
     /// Of the log, from one snapshot to the next.
-    pub snapshot_log_bytes: u64,
+    pub growth: Growth,
     pub metrics: Arc<Metrics>,
     pub listener: TcpListener,
     pub refused: Arc<dyn Refused>,
@@ -194,7 +194,7 @@ impl Consensus {
             parts.view,
             gate.clone(),
             metrics.clone(),
-            parts.snapshot_log_bytes,
+            parts.growth,
         );
         tasks.spawn(compaction.await?.run());
         if let Some(bootstrap) = bootstrap {

@@ -108,7 +108,9 @@ mod tests {
     #[tokio::test]
     async fn a_majority_without_room_is_a_shortage() {
         let dir = tempfile::tempdir().unwrap();
-        let space = |free_min_bytes| Space::start(dir.path(), DiskConfig { free_min_bytes, quota_bytes: 0 }).unwrap();
+        let space = |free_min_bytes| {
+            Space::start(dir.path(), DiskConfig { free_min_bytes, quota_bytes: 0 }, Default::default()).unwrap()
+        };
         let rooms = Rooms::new(space(0));
         let shortage = || rooms.shortage(|| vec![1, 2, 3]);
         assert_eq!(shortage(), None);

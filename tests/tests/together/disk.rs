@@ -24,16 +24,14 @@ fn wait_low(cluster: &Cluster, id: u64, low: bool) {
 fn a_quota_with_room_for_the_state_is_never_used_up() {
     const KEYS: usize = 4;
     const BYTES: usize = 900_000;
-    // Large beside what is written while a snapshot is made: the log's file takes some times that, and never shrinks.
-    const QUOTA: u64 = 512 << 20;
     let args = vec![format!("--disk-quota={QUOTA}").into()];
     let cluster = Cluster::start_with(1, Options { args, ..Options::default() });
     let mut rng = fastrand::Rng::with_seed(4);
     let value: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(BYTES).collect();
     let mut client = cluster.client(1);
     let mut most = 0;
-    // More than the quota, in a state of a few megabytes.
-    for number in 0..3 * QUOTA as usize / 2 / BYTES {
+    // Some times the quota, in a state of a few megabytes.
+    for number in 0..6 * QUOTA as usize / BYTES {
         wait::until("a write is acknowledged", WRITTEN_WITHIN, || {
             let result = client.put(&format!("/kv/k{}", number % KEYS), &value);
             (Fate::of(&result) == Fate::Acknowledged).then_some(())

@@ -155,7 +155,7 @@ async fn read_all(
                 // openraft must not see them: an append that the log refuses is the end of the node.
                 // What an election and the membership need is small, and the reserve is for it.
                 if request.entries.iter().any(is_large) && served.space.is_low() {
-                    let room = tokio::time::timeout(ROOM_WAIT, served.space.wait(false));
+                    let room = tokio::time::timeout(ROOM_WAIT, served.space.enough());
                     room.await.map_err(|_| io::Error::other("entries were refused: the disk is nearly full"))?;
                 }
                 let feed = appends.get_or_insert_with(|| {
