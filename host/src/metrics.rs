@@ -89,7 +89,6 @@ pub struct LogFigures {
     pub bytes: Gauge<u64, AtomicU64>,
     pub fsyncs: Gauge<u64, AtomicU64>,
     pub fsync_seconds: Gauge<f64, AtomicU64>,
-    pub flush_seconds: Gauge<f64, AtomicU64>,
     pub tail_bytes: Gauge<u64, AtomicU64>,
 }
 
@@ -185,8 +184,11 @@ impl Default for Metrics {
         for (name, help, gauge) in gauges {
             registry.register(name, help, gauge.clone());
         }
-        registry.register("log_fsync_seconds", "Time spent in fdatasync since the start", log.fsync_seconds.clone());
-        registry.register("log_flush_seconds", "Time spent in sled's flush since the start", log.flush_seconds.clone());
+        registry.register(
+            "log_fsync_seconds",
+            "Time until commits were durable, since the start",
+            log.fsync_seconds.clone(),
+        );
         metrics.snapshots.register(&mut registry);
         Metrics { registry, ..metrics }
     }

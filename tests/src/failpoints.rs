@@ -86,15 +86,18 @@ pub const ALL: &[Failpoint] = &[
     at("log.create-before-sync", Founds, 0, None),
     at("log.create-before-rename", Joins, 0, None),
     at("log.create-after-rename", Founds, 0, None),
-    // About to open sled.
+    // About to open sled. Sled has what only the journal had.
     at("log.open", Starts, 0, None),
-    // Of one commit: sled has nothing; sled has it in memory; it is in the kernel; it is durable and the watermark is
-    // older; it is durable and nobody was told.
+    at("log.replayed", Starts, 0, None),
+    // Of one commit: it is nowhere; it is in the kernel; it is durable and the watermark is older; it is durable and
+    // nobody was told.
     at("log.before-write", Writes, 200, Some(Ends)),
-    at("log.before-flush", Writes, 200, Some(Ends)),
     at("log.before-sync", Writes, 200, Some(Ends)),
     at("log.before-watermark", Writes, 200, Some(Ends)),
     at("log.after-sync", Writes, 200, None),
+    // Sled is synced for many commits: it has them in memory; they are in the kernel.
+    at("log.before-flush", Snapshots, 1, Some(Ends)),
+    at("log.before-checkpoint", Snapshots, 1, Some(Ends)),
     // About to take an operation into a commit.
     at("log.vote", Votes, 0, Some(Ends)),
     at("log.truncate", Truncates, 0, Some(Ends)),

@@ -5,6 +5,7 @@
 //! DIR/lock        held (flock) while the log is open
 //! DIR/log.json    the marker: a log lives here. Format, sizes and random identity; written once, when all else is durable
 //! DIR/watermark   two slots: sequence and next index of a durable commit. Catches a sled that recovers an older state
+//! DIR/journal     the newest commits, until sled is synced (`journal.rs`)
 //! DIR/sled/       db, conf, snap.*, and blobs/, which stays empty
 //! ```
 
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::record::{seal, u64_at, unseal};
 
 /// Version of the folder's layout.
-pub(super) const LAYOUT_VERSION: u32 = 3;
+pub(super) const LAYOUT_VERSION: u32 = 4;
 
 /// One slot fills a sector, so that a torn write can't hurt the other one.
 const SLOT_BYTES: usize = 512;
@@ -32,6 +33,7 @@ pub(super) struct Paths {
     /// The marker of a log whose creation has not finished.
     pub marker_creating: PathBuf,
     pub watermark: PathBuf,
+    pub journal: PathBuf,
     pub sled: PathBuf,
     pub db: PathBuf,
     pub conf: PathBuf,
@@ -47,6 +49,7 @@ impl Paths {
             marker: dir.join("log.json"),
             marker_creating: dir.join("log.json.creating"),
             watermark: dir.join("watermark"),
+            journal: dir.join("journal"),
             db: sled.join("db"),
             conf: sled.join("conf"),
             blobs: sled.join("blobs"),

@@ -1,5 +1,6 @@
 //! Reading the log of a stopped node, damaged or not, to say what is in it. Owns the going on after damage, which the
-//! start of a node never does. Changes nothing beyond what sled itself does when it is opened; repairs nothing.
+//! start of a node never does. Changes nothing beyond what sled itself does when it is opened, with what only the journal
+//! has; repairs nothing.
 //! `cli/log.rs` prints what is found here.
 
 use std::ops::Range;
@@ -101,6 +102,12 @@ pub fn inspect(dir: &Path, range: Range<u64>, mut take: impl FnMut(Found)) -> Re
     let looked = catch_unwind(AssertUnwindSafe(|| {
         if let Err(e) = open::check_identity(&paths, &marker, &db) {
             report.damage.push(e.to_string());
+        }
+        match open::replay(&paths, &marker, &db) {
+            Ok(Ok(())) => {}
+            Ok(Err(Unreadable::Damage(damage))) => report.damage.push(damage.to_string()),
+            Ok(Err(Unreadable::Sled(e))) => return Err(e),
+            Err(e) => report.damage.push(format!("the journal can't be read: {e}")),
         }
         let durable = watermark.map(|watermark| (watermark.sequence, watermark.next));
         look(&db, durable, range, &mut report, &mut take)

@@ -4,18 +4,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// One commit of the writer: one write, one flush, one fdatasync.
+/// One commit of the writer: one write, one fdatasync.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Commit {
     /// Entries made durable by it. Zero if it was for a vote, a truncation or a purge only.
     pub entries: u64,
     /// Bytes of these entries' records.
     pub bytes: u64,
-    /// Microseconds to encode the commit and apply it in memory.
+    /// Microseconds to encode the commit and to put it into sled's memory.
     pub apply_us: u64,
-    /// Microseconds of sled's flush.
-    pub flush_us: u64,
-    /// Microseconds of the fdatasync after it.
+    /// Microseconds until it was durable, the write included.
     pub fsync_us: u64,
 }
 
@@ -28,7 +26,6 @@ pub struct LogMetrics {
     pub fsyncs: AtomicU64,
     pub fsync_us: AtomicU64,
     pub fsync_us_last: AtomicU64,
-    pub flush_us: AtomicU64,
     pub apply_us: AtomicU64,
     pub entries: AtomicU64,
     pub bytes: AtomicU64,
@@ -63,7 +60,6 @@ impl LogMetrics {
         self.fsyncs.fetch_add(1, Relaxed);
         self.fsync_us.fetch_add(commit.fsync_us, Relaxed);
         self.fsync_us_last.store(commit.fsync_us, Relaxed);
-        self.flush_us.fetch_add(commit.flush_us, Relaxed);
         self.apply_us.fetch_add(commit.apply_us, Relaxed);
         self.entries.fetch_add(commit.entries, Relaxed);
         self.bytes.fetch_add(commit.bytes, Relaxed);

@@ -1,36 +1,42 @@
 //! Steps 4 and 5 of 8: the durable Raft log. Owns sled (nothing else in the project knows it), the vote and the entries.
 //! Never looks into a batch, never applies one. Reading order: `store.rs` (openraft's calls) → `view.rs`, `tail.rs` →
-//! `writer.rs` → `pending.rs`, `keys.rs`, `stamp.rs`, `record.rs`, `group.rs`, `walk.rs`; `open.rs` and `files.rs` at start.
+//! `writer.rs` → `journal.rs`, `checkpoint.rs`, `pending.rs`, `keys.rs`, `stamp.rs`, `record.rs`, `group.rs`, `walk.rs`;
+//! `open.rs` and `files.rs` at start.
 //!
 //! ```text
-//! append ──► view (readable at once) ──► queue ──► writer: one write → flush → fdatasync ──► callbacks
+//! append ──► view (readable at once) ──► queue ──► writer: journal → fdatasync ──► callbacks, then sled
+//!                                                    sled: flush → fdatasync, now and then
 //! read   ◄── tail, else sled (below the tail, thus durable)
 //! ```
 //!
 //! `space.rs` watches the disk, so that nobody appends where nothing can be written; `inspect.rs` reads a stopped log.
 //!
-//! Failpoints (`failpoint.rs`), in the order in which a commit meets them; all but the last six also fail with an error:
+//! Failpoints (`failpoint.rs`), in the order in which a commit meets them; all but the last seven also fail with an error:
 //!
 //! | name | where |
 //! |---|---|
 //! | `log.vote` | a vote is taken into a commit |
 //! | `log.truncate` | a truncation is |
 //! | `log.purge` | a purge is |
-//! | `log.before-write` | nothing of the commit is in sled |
-//! | `log.before-flush` | sled has it, the kernel may not |
+//! | `log.before-write` | nothing of the commit is anywhere |
 //! | `log.before-sync` | the kernel has it, the disk may not |
 //! | `log.before-watermark` | it is durable, nobody knows |
+//! | `log.before-flush` | sled is about to be synced; the kernel may not have what it has |
+//! | `log.before-checkpoint` | the kernel has it, the disk may not |
 //! | `log.purge-values` | some purged values are about to be deleted |
 //! | `log.after-sync` | it is durable, nobody was told |
 //! | `log.open` | an existing log is about to be opened |
+//! | `log.replayed` | sled has what only the journal had, but not durably |
 //! | `log.create-begun` | only the unfinished marker of a new log is there |
 //! | `log.create-before-sync` | a new log's data is written |
 //! | `log.create-before-rename` | all of it is durable but the marker's name |
 //! | `log.create-after-rename` | the name is not durable |
 
+mod checkpoint;
 mod files;
 mod group;
 mod inspect;
+mod journal;
 mod keys;
 mod metrics;
 mod open;
@@ -90,6 +96,8 @@ pub struct LogOptions {
     pub segment_bytes: usize,
     /// The largest value in the tree. 20 of them must fit into a quarter of a segment. Only for a new log.
     pub chunk_bytes: usize,
+    /// Of the journal, both halves. Only for a new log.
+    pub journal_bytes: u64,
     /// Told of each commit.
     pub on_commit: Option<CommitObserver>,
     /// Runs before each fdatasync; may block, and its error is taken for the fdatasync's.
@@ -108,6 +116,7 @@ impl Default for LogOptions {
             read_bytes_max: 1 << 20,
             segment_bytes: 8 << 20,
             chunk_bytes: 64 << 10,
+            journal_bytes: 2 * journal::HALF_BYTES,
             on_commit: None,
             #[cfg(test)]
             before_sync: None,
@@ -184,11 +193,9 @@ impl SledLog {
             options,
             chunk_bytes: opened.chunk_bytes,
         });
-        let writer = Writer::new(shared.clone(), receiver, start);
-        std::thread::Builder::new()
-            .name("log-writer".into())
-            .spawn(move || writer.run())
-            .map_err(|source| OpenError::Io { dir: dir.to_owned(), source })?;
+        let failed = |source| OpenError::Io { dir: dir.to_owned(), source };
+        let writer = Writer::new(shared.clone(), receiver, start).map_err(failed)?;
+        std::thread::Builder::new().name("log-writer".into()).spawn(move || writer.run()).map_err(failed)?;
         Ok(SledLog { shared, queue, queue_budget })
     }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::LogOptions;
 use super::files::{LAYOUT_VERSION, Marker, Paths, Watermark, delete_unfinished_snapshots, sync_folder, try_lock};
+use super::journal::{self, Journal};
 use super::keys;
 use super::record::{self, Damage};
 use super::stamp::{self, Stamp, Unreadable};
@@ -118,6 +119,8 @@ fn create(paths: &Paths, options: &LogOptions, lock_file: File) -> Result<Opened
     let db_file = File::open(&paths.db).map_err(io)?;
     db_file.sync_all().map_err(io)?;
     let watermark = Watermark::create(&paths.watermark, first.sequence, 0).map_err(io)?;
+    Journal::create(&paths.journal, options.journal_bytes / 2).map_err(io)?;
+    let journal = Journal::open(&paths.journal, marker.identity.as_bytes(), first.sequence).map_err(io)?;
     sync_all(paths).map_err(io)?;
     failpoint!("log.create-before-rename");
     fs::rename(&paths.marker_creating, &paths.marker).map_err(io)?;
@@ -128,6 +131,7 @@ fn create(paths: &Paths, options: &LogOptions, lock_file: File) -> Result<Opened
         db_file,
         _lock_file: lock_file,
         watermark,
+        journal,
         bounds: first.bounds,
         sequence: first.sequence,
         committed: None,
@@ -155,11 +159,13 @@ fn reopen(paths: &Paths, options: &LogOptions, marker: &Marker, lock_file: File)
         }
     };
     let Stamp { sequence, bounds, committed, vote } = stamp;
+    let journal = Journal::open(&paths.journal, marker.identity.as_bytes(), sequence).map_err(io)?;
     let start = Start {
         db,
         db_file,
         _lock_file: lock_file,
         watermark,
+        journal,
         bounds,
         sequence,
         committed: committed.min(bounds.last),
@@ -187,6 +193,12 @@ pub(super) fn check_files(paths: &Paths, marker: &Marker) -> Result<Watermark, O
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(missing("there is no sled/db")),
         Err(e) => return Err(io(e)),
     }
+    match fs::metadata(&paths.journal) {
+        Ok(file) if file.len() > 0 => {}
+        Ok(_) => return Err(missing("the journal is empty")),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(missing("there is no journal")),
+        Err(e) => return Err(io(e)),
+    }
     Watermark::open(&paths.watermark).map_err(io)?.ok_or_else(|| missing("the watermark file is missing or damaged"))
 }
 
@@ -205,6 +217,7 @@ fn examine(
         Unreadable::Damage(damage) => OpenError::Damaged { dir: dir(), damage },
         Unreadable::Sled(e) => sled_error(paths, e),
     };
+    replay(paths, marker, db).map_err(io)?.map_err(unreadable)?;
     let stamp = stamp::newest(db).map_err(unreadable)?;
     if stamp.sequence < watermark.sequence {
         let lost = stamp.bounds.next()..watermark.next;
@@ -216,6 +229,23 @@ fn examine(
     db_file.sync_all().map_err(io)?;
     sync_all(paths).map_err(io)?;
     Ok((stamp, oldest, bytes, db_file))
+}
+
+/// Puts what only the journal has into sled, without a sync: the journal still has it. Done again, it is the same.
+pub(super) fn replay(paths: &Paths, marker: &Marker, db: &sled::Db) -> io::Result<Result<(), Unreadable>> {
+    let file = fs::read(&paths.journal)?;
+    Ok((|| {
+        let have = stamp::newest(db)?.sequence;
+        let records = journal::read(&file, marker.identity.as_bytes(), have)?;
+        if let (Some(first), Some(last)) = (records.first(), records.last()) {
+            tracing::debug!(first = first.sequence, last = last.sequence, "commits that only the journal had");
+        }
+        for record in records {
+            record.write.apply(db)?;
+        }
+        failpoint!("log.replayed");
+        Ok(())
+    })())
 }
 
 /// Whether the data is the marker's.

@@ -29,10 +29,13 @@ pub(super) struct Pending {
 /// Entries that were appended, and bytes of all records in the write: a truncation may write some again.
 pub(super) type Counts = (u64, u64);
 
+/// A key, and its new value; none: it is removed.
+pub(super) type Change = (IVec, Option<IVec>);
+
 /// One atomic write.
-pub(super) enum Write {
-    One(IVec, IVec),
-    Many(Batch),
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Write {
+    pub changes: Vec<Change>,
 }
 
 impl Pending {
@@ -174,34 +177,36 @@ impl Pending {
         let counts = std::mem::take(&mut self.counts);
         if removed.is_empty() {
             match values.pop() {
-                None => return (Write::One(keys::LAST.into(), stamp.to_meta().into()), counts),
                 Some((key, value)) if values.is_empty() && value.get(1) == Some(&KIND_GROUP) => {
-                    return (Write::One(key, value), counts);
+                    return (Write { changes: vec![(key, Some(value))] }, counts);
                 }
-                Some(last) => values.push(last),
+                last => values.extend(last),
             }
         }
-        let mut batch = Batch::default();
-        for key in removed {
-            batch.remove(key);
-        }
-        for (key, value) in values {
-            batch.insert(key, value);
-        }
-        batch.insert(keys::LAST, stamp.to_meta());
-        (Write::Many(batch), counts)
+        let mut changes: Vec<Change> = removed.into_iter().map(|key| (key, None)).collect();
+        changes.extend(values.into_iter().map(|(key, value)| (key, Some(value))));
+        changes.push((keys::LAST.into(), Some(stamp.to_meta().into())));
+        (Write { changes }, counts)
     }
 }
 
 impl Write {
     pub(super) fn apply(self, tree: &Tree) -> sled::Result<()> {
-        match self {
-            Write::One(key, value) => tree.insert(key, value).map(drop),
-            Write::Many(batch) => tree.apply_batch(batch),
+        // A `Batch` of one would cost sled a second message.
+        if let [(key, Some(value))] = self.changes.as_slice() {
+            return tree.insert(key, value).map(drop);
         }
+        let mut batch = Batch::default();
+        for (key, value) in self.changes {
+            match value {
+                Some(value) => batch.insert(key, value),
+                None => batch.remove(key),
+            }
+        }
+        tree.apply_batch(batch)
     }
 
     pub(super) fn is_one(&self) -> bool {
-        matches!(self, Write::One(..))
+        matches!(self.changes.as_slice(), [(_, Some(_))])
     }
 }

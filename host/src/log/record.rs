@@ -40,6 +40,8 @@ pub enum Damage {
     Format { index: u64, why: &'static str },
     #[error("entry {index}: {source}")]
     Entry { index: u64, source: DecodeError },
+    #[error("commit {commit} in the journal can't be used: {why}")]
+    Journal { commit: u64, why: &'static str },
     #[error("the log's value '{0}' is damaged or missing")]
     Meta(&'static str),
 }

@@ -88,6 +88,9 @@ pub(super) struct View {
     pub epoch: u64,
     /// Operations handed to the writer so far.
     pub ticket: u64,
+    /// The newest of them that sled has too: it comes after the acknowledgement.
+    #[cfg(test)]
+    pub written: u64,
     /// The writer sleeps and knows no `committed` that it should write.
     pub writer_sleeps: bool,
     /// Set once, by the first error of the disk.
@@ -98,7 +101,19 @@ pub(super) struct View {
 impl View {
     pub(super) fn new(bounds: Bounds, vote: Option<Vote>, committed: Option<LogId>, tail_bytes_max: usize) -> Self {
         let tail = Tail::new(bounds.next(), tail_bytes_max);
-        View { bounds, vote, committed, tail, epoch: 0, ticket: 0, writer_sleeps: false, failure: None, closed: false }
+        View {
+            bounds,
+            vote,
+            committed,
+            tail,
+            epoch: 0,
+            ticket: 0,
+            #[cfg(test)]
+            written: 0,
+            writer_sleeps: false,
+            failure: None,
+            closed: false,
+        }
     }
 
     /// Takes entries whose records have these bytes. All or none.

@@ -1,6 +1,7 @@
-//! Step 5 of 8: the one thread that writes to sled. Everything queued → one write → flush → fdatasync → acks, the
-//! newest first. Owns the order of operations and what a failed write means; never answers a read. The next file of
-//! a batch's path is `state_machine/`, once openraft has seen a quorum of such acks.
+//! Step 5 of 8: the one thread that writes. Everything queued → one write to the journal → fdatasync → acks, the newest
+//! first; then the same into sled, which is synced in the background. Owns the order of operations and what a failed
+//! write means; never answers a read. The next file of a batch's path is `state_machine/`, once openraft has seen a
+//! quorum of such acks.
 //!
 //! An error is fatal: a sync that failed may have lost pages that a second sync would report as written, so nothing
 //! is tried again and every later operation fails.
@@ -16,9 +17,11 @@ use std::time::{Duration, Instant};
 use openraft::storage::IOFlushed;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::checkpoint::{self, Checkpoints};
 use super::files::Watermark;
+use super::journal::{Journal, Written};
 use super::metrics::Commit;
-use super::pending::Pending;
+use super::pending::{Counts, Pending, Write};
 use super::stamp::{Stamp, Unreadable};
 use super::view::Bounds;
 use super::{Shared, failed_error, lock};
@@ -83,6 +86,7 @@ pub(super) struct Start {
     /// Held until the writer drops it.
     pub _lock_file: File,
     pub watermark: Watermark,
+    pub journal: Journal,
     pub bounds: Bounds,
     pub sequence: u64,
     pub committed: Option<LogId>,
@@ -97,6 +101,7 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     queue: Receiver<Queued>,
     disk: Start,
+    checkpoints: Checkpoints,
     pending: Pending,
     /// Of the operations in the current commit, in their order.
     acks: Vec<Ack>,
@@ -113,16 +118,18 @@ enum Wake {
 }
 
 impl Writer {
-    pub(super) fn new(shared: Arc<Shared>, queue: Receiver<Queued>, disk: Start) -> Self {
-        Writer {
+    pub(super) fn new(shared: Arc<Shared>, queue: Receiver<Queued>, disk: Start) -> io::Result<Self> {
+        let checkpoints = Checkpoints::start(disk.db.clone(), disk.db_file.try_clone()?, disk.sequence)?;
+        Ok(Writer {
             shared,
             queue,
             disk,
+            checkpoints,
             pending: Pending::default(),
             acks: Vec::new(),
             commits_since_purge: 0,
             watermark_synced: Instant::now(),
-        }
+        })
     }
 
     /// The thread's whole life.
@@ -135,7 +142,9 @@ impl Writer {
             Ok(closed) => closed,
             Err(e) => self.fail(&e),
         };
-        let Writer { shared, disk, .. } = self;
+        let Writer { shared, disk, checkpoints, .. } = self;
+        // Its thread has a handle of sled's.
+        drop(checkpoints);
         let failure = lock(&shared.view).failure.clone();
         drop(lock(&shared.disk).take());
         // sled writes what it has left when it is dropped, and panics if that fails.
@@ -160,6 +169,8 @@ impl Writer {
             }
             self.commit(ops)?;
             if let Some(closed) = closed {
+                self.checkpoints.check()?;
+                checkpoint::sync(&self.disk.db, &self.disk.db_file)?;
                 self.disk.watermark.sync()?;
                 return Ok(closed);
             }
@@ -230,32 +241,52 @@ impl Writer {
             self.disk.committed = Some(committed);
         }
         if !self.pending.is_empty() {
-            let (entries, bytes) = self.apply()?;
-            let applied = Instant::now();
-            failpoint!("log.before-flush", io);
-            self.disk.db.flush().map_err(sled_error)?;
-            let flushed = Instant::now();
-            self.sync()?;
-            self.commits_since_purge += 1;
-            let commit = Commit {
-                entries,
-                bytes,
-                apply_us: (applied - started).as_micros() as u64,
-                flush_us: (flushed - applied).as_micros() as u64,
-                fsync_us: flushed.elapsed().as_micros() as u64,
+            let (write, (entries, bytes)) = self.take();
+            if let Some(upto) = self.disk.journal.needs(&write) {
+                self.checkpoints.wait(upto)?;
+            }
+            self.checkpoints.check()?;
+            failpoint!("log.before-write", io);
+            let encoded = Instant::now();
+            let fsync_us = match self.disk.journal.write(self.disk.sequence, &write)? {
+                Written::Here { filled } => {
+                    self.sync()?;
+                    let fsync_us = encoded.elapsed().as_micros() as u64;
+                    if let Some(upto) = filled {
+                        self.checkpoints.ask(upto);
+                    }
+                    self.acknowledge();
+                    // Until then readers find it in the tail.
+                    self.apply(write)?;
+                    fsync_us
+                }
+                Written::Elsewhere => {
+                    self.apply(write)?;
+                    self.sync_sled()?;
+                    encoded.elapsed().as_micros() as u64
+                }
             };
-            self.durable(newest, &commit);
+            self.commits_since_purge += 1;
+            let apply_us = (started.elapsed().as_micros() as u64).saturating_sub(fsync_us);
+            self.durable(newest, &Commit { entries, bytes, apply_us, fsync_us });
         }
-        failpoint!("log.after-sync");
-        // A completion asserts all before it, so the newest first spares openraft a step for each.
-        for ack in self.acks.drain(..).rev() {
-            ack.answer(Ok(()));
-        }
+        self.acknowledge();
+        #[cfg(test)]
+        newest.into_iter().for_each(|newest| lock(&self.shared.view).written = newest);
         if self.watermark_synced.elapsed() >= WATERMARK_SYNC {
             self.disk.watermark.sync()?;
             self.watermark_synced = Instant::now();
         }
         Ok(())
+    }
+
+    /// Tells all who wait for the commit.
+    fn acknowledge(&mut self) {
+        failpoint!("log.after-sync");
+        // A completion asserts all before it, so the newest first spares openraft a step for each.
+        for ack in self.acks.drain(..).rev() {
+            ack.answer(Ok(()));
+        }
     }
 
     /// Adds an operation to the changes and to the bounds.
@@ -294,9 +325,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Applies the changes in memory, with the stamp that every commit carries. Returns how many entries and how many
-    /// bytes of them there were.
-    fn apply(&mut self) -> io::Result<(u64, u64)> {
+    /// The changes as one write, with the stamp that every commit carries. Also how many entries and how many bytes of
+    /// them there are.
+    fn take(&mut self) -> (Write, Counts) {
         self.disk.sequence += 1;
         let Start { sequence, bounds, committed, vote, .. } = self.disk;
         let stamp = Stamp { sequence, bounds, committed, vote };
@@ -304,21 +335,35 @@ impl Writer {
         if write.is_one() {
             self.shared.metrics.single_writes.fetch_add(1, Relaxed);
         }
-        failpoint!("log.before-write", io);
-        let _turn = lock(&self.shared.disk);
-        write.apply(&self.disk.db).map_err(sled_error)?;
-        Ok(counts)
+        (write, counts)
     }
 
-    /// sled's flush hands the pages to the kernel but does not sync them.
+    /// Into sled's memory.
+    fn apply(&self, write: Write) -> io::Result<()> {
+        let _turn = lock(&self.shared.disk);
+        write.apply(&self.disk.db).map_err(sled_error)
+    }
+
+    /// The commit that was just written becomes durable.
     fn sync(&mut self) -> io::Result<()> {
         #[cfg(test)]
         if let Some(hook) = &self.shared.options.before_sync {
             hook()?;
         }
         failpoint!("log.before-sync", io);
-        self.disk.db_file.sync_data()?;
+        self.disk.journal.sync()?;
         failpoint!("log.before-watermark", io);
+        self.disk.watermark.raise(self.disk.sequence, self.disk.bounds.next())
+    }
+
+    /// The same for a commit that only sled has.
+    fn sync_sled(&mut self) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(hook) = &self.shared.options.before_sync {
+            hook()?;
+        }
+        checkpoint::sync(&self.disk.db, &self.disk.db_file)?;
+        self.checkpoints.done(self.disk.sequence);
         self.disk.watermark.raise(self.disk.sequence, self.disk.bounds.next())
     }
 
@@ -356,7 +401,8 @@ impl Writer {
         failpoint!("log.purge-values", io);
         self.shared.metrics.values_purged.fetch_add(self.pending.removals() as u64, Relaxed);
         if !self.pending.is_empty() {
-            self.apply()?;
+            let (write, _) = self.take();
+            self.apply(write)?;
         }
         (self.disk.oldest, self.disk.backlog) = (oldest, more);
         Ok(())
@@ -388,7 +434,7 @@ fn unreadable(error: Unreadable) -> io::Error {
     }
 }
 
-fn sled_error(error: sled::Error) -> io::Error {
+pub(super) fn sled_error(error: sled::Error) -> io::Error {
     match error {
         sled::Error::Io(e) => e,
         other => io::Error::other(other),

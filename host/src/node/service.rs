@@ -205,7 +205,6 @@ impl Api for Service {
         m.log.bytes.set(log.bytes.load(Relaxed));
         m.log.fsyncs.set(log.fsyncs.load(Relaxed));
         m.log.fsync_seconds.set(log.fsync_us.load(Relaxed) as f64 / 1e6);
-        m.log.flush_seconds.set(log.flush_us.load(Relaxed) as f64 / 1e6);
         let disk = self.disk();
         m.disk_free_bytes.set(disk.free_bytes);
         m.disk_used_bytes.set(disk.used_bytes);

@@ -2,7 +2,12 @@
 
 use std::collections::BTreeSet;
 
-const SOURCES: [&str; 3] = [include_str!("../writer.rs"), include_str!("../open.rs"), include_str!("../files.rs")];
+const SOURCES: [&str; 4] = [
+    include_str!("../writer.rs"),
+    include_str!("../checkpoint.rs"),
+    include_str!("../open.rs"),
+    include_str!("../files.rs"),
+];
 
 #[test]
 fn the_list_of_failpoints_is_that_of_the_sources() {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use openraft::RaftLogReader;
 use openraft::storage::RaftLogStorage;
 
-use super::support::{Gate, append, entries, entry, open, options, queue, read, read_indices, tamper};
+use super::support::{Gate, append, entries, entry, open, options, queue, read, read_indices, settled, tamper};
 use crate::log::record::{Damage, KIND_GROUP};
 use crate::log::{LogOptions, OpenError, SledLog, keys, lock, stamp};
 use crate::raft::codec::log_id;
@@ -26,6 +26,7 @@ async fn three_groups(dir: &Path) -> SledLog {
 }
 
 fn group_keys(log: &SledLog) -> Vec<u64> {
+    settled(log);
     let turn = lock(&log.shared.disk);
     let keys = turn.as_ref().unwrap().range(keys::range(0, None)).map(Result::unwrap);
     keys.map(|(key, value)| {
@@ -77,12 +78,15 @@ async fn ordinary_commits_are_one_value_and_take_no_batch() {
     log.truncate_after(Some(log_id(1, 18))).await.unwrap();
     assert_eq!(group_keys(&log), [0, 1]);
     let metrics = log.metrics();
-    let counts = || (metrics.single_writes.load(Relaxed), metrics.fsyncs.load(Relaxed));
-    assert_eq!(counts(), (4, 4), "vote and cut group too");
+    let counts = |log: &SledLog| {
+        settled(log);
+        (metrics.single_writes.load(Relaxed), metrics.fsyncs.load(Relaxed))
+    };
+    assert_eq!(counts(&log), (4, 4), "vote and cut group too");
     append(&log, entries(2, 19..60, 100)).await;
     append(&log, entries(2, 60..61, 6_000)).await;
     log.truncate_after(Some(log_id(2, 20))).await.unwrap();
-    assert_eq!(counts(), (4, 7), "two groups, chunks, removals: a Batch each");
+    assert_eq!(counts(&log), (4, 7), "two groups, chunks, removals: a Batch each");
     log.close().await.unwrap();
     let mut log = open(dir.path());
     assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new(2, 1)));

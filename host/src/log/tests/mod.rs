@@ -5,6 +5,7 @@ mod endurance;
 mod failpoints;
 mod groups;
 mod inspect;
+mod journal;
 mod model;
 mod reopen;
 mod rot;

@@ -6,7 +6,9 @@ use std::path::Path;
 use openraft::RaftLogReader;
 use openraft::storage::{LogState, RaftLogStorage};
 
-use super::support::{append, assert_no_blobs, entries, entry, open, options, read, read_indices, tamper};
+use super::support::{
+    append, assert_no_blobs, entries, entry, forget_journal, open, options, read, read_indices, tamper,
+};
 use crate::log::record::Damage;
 use crate::log::{LogOptions, OpenError, SledLog, keys, lock};
 use crate::raft::codec::log_id;
@@ -279,6 +281,7 @@ async fn an_older_state_refuses_the_start() {
     for file in files {
         fs::copy(copy.path().join(file), dir.path().join(file)).unwrap();
     }
+    forget_journal(dir.path());
     let refused = refusal(dir.path());
     assert!(matches!(refused, OpenError::RolledBack { .. }));
     assert!(refused.to_string().contains("entry 10 is missing"), "{refused}");

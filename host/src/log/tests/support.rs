@@ -33,7 +33,7 @@ pub(crate) fn entries(term: u64, indices: std::ops::Range<u64>, payload_bytes: u
 
 /// Small sizes, so that a few entries already fill segments and many chunks.
 pub(crate) fn options() -> LogOptions {
-    LogOptions { segment_bytes: 128 << 10, chunk_bytes: 1 << 10, ..LogOptions::default() }
+    LogOptions { segment_bytes: 128 << 10, chunk_bytes: 1 << 10, journal_bytes: 64 << 10, ..LogOptions::default() }
 }
 
 pub(crate) fn open(dir: &Path) -> SledLog {
@@ -65,6 +65,26 @@ pub(crate) fn assert_no_blobs(dir: &Path) {
     assert_eq!(std::fs::read_dir(dir.join("sled/blobs")).unwrap().count(), 0, "blob files appeared");
 }
 
+/// Waits until sled has what was acknowledged.
+pub(crate) fn settled(log: &SledLog) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    let is_settled = || {
+        let view = log.shared.view.lock().unwrap();
+        view.written == view.ticket
+    };
+    while !is_settled() {
+        assert!(std::time::Instant::now() < deadline, "the writer has not come to an end");
+        std::thread::yield_now();
+    }
+}
+
+/// Empties the journal of a closed log, as if many commits had come since: it would mend what is damaged in sled.
+pub(crate) fn forget_journal(dir: &Path) {
+    let path = dir.join("journal");
+    let bytes = std::fs::metadata(&path).unwrap().len();
+    std::fs::write(&path, vec![0; bytes as usize]).unwrap();
+}
+
 /// Changes the tree of a closed log behind its back.
 pub(crate) fn tamper(dir: &Path, change: impl FnOnce(&sled::Db)) {
     let config = sled::Config::new().path(dir.join("sled")).segment_size(128 << 10).flush_every_ms(None);
@@ -78,6 +98,7 @@ pub(crate) fn tamper(dir: &Path, change: impl FnOnce(&sled::Db)) {
     };
     change(&db);
     db.flush().unwrap();
+    forget_journal(dir);
 }
 
 /// Stands before each fdatasync: lets it pass, holds it, or makes it fail.

@@ -1,0 +1,116 @@
+//! The journal: what is acknowledged is there although sled has nothing of it yet, as after a SIGKILL at any moment.
+//! A copy of the folder of a log that is open stands for that: sled keeps its newest commits in memory.
+
+use std::fs;
+use std::path::Path;
+
+use openraft::RaftLogReader;
+use openraft::storage::RaftLogStorage;
+
+use super::support::{append, entries, entry, open, options, read, read_indices};
+use crate::log::{OpenError, SledLog, inspect};
+use crate::raft::codec::log_id;
+use crate::raft::types::Vote;
+
+/// What the disk would have if the process died now.
+fn killed(dir: &Path) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    copy(dir, to.path());
+    to
+}
+
+fn copy(from: &Path, to: &Path) {
+    for file in fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        let to = to.join(file.file_name());
+        if file.file_type().unwrap().is_dir() {
+            fs::create_dir(&to).unwrap();
+            copy(&file.path(), &to);
+        } else {
+            fs::copy(file.path(), &to).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_the_journal_has_is_there_after_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path());
+    let (mut last, mut term) = (0, 1);
+    // Sizes from one sector to several, a commit that is too large for the journal, cuts, votes, purges; the halves
+    // change every thirty commits or so.
+    for round in 0..150_u64 {
+        let bytes = [50, 700, 3_000, 20_000][(round % 9).min(3) as usize];
+        append(&log, entries(term, last..last + 1 + round % 3, bytes)).await;
+        last += 1 + round % 3;
+        if round % 31 == 30 {
+            term += 1;
+            log.save_vote(&Vote::new(term, 2)).await.unwrap();
+            log.truncate_after(Some(log_id(term - 1, last - 2))).await.unwrap();
+            last -= 1;
+        }
+        if round % 50 == 49 {
+            log.purge(log_id(term, last - 10)).await.unwrap();
+        }
+        if round % 7 == 6 {
+            let expected =
+                (log.get_log_state().await.unwrap(), log.read_vote().await.unwrap(), read(&log, 0..999).await);
+            let killed = killed(dir.path());
+            let mut again = open(killed.path());
+            let found =
+                (again.get_log_state().await.unwrap(), again.read_vote().await.unwrap(), read(&again, 0..999).await);
+            assert_eq!(found.2, expected.2, "round {round}");
+            assert_eq!(found, expected, "round {round}");
+            again.close().await.unwrap();
+        }
+    }
+    log.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_put_into_sled_as_often_as_it_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    append(&log, entries(1, 0..5, 100)).await;
+    let mut newest = killed(dir.path());
+    for index in 5..25 {
+        // Each starts from what the one before had written when it was killed.
+        let log = open(newest.path());
+        append(&log, vec![entry(1, index, 100)]).await;
+        let next = killed(newest.path());
+        log.close().await.unwrap();
+        newest = next;
+    }
+    assert_eq!(read_indices(&open(newest.path())).await, (0..25).collect::<Vec<_>>());
+    log.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_without_the_newest_commits_refuses_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    for index in 0..5 {
+        append(&log, vec![entry(1, index, 100)]).await;
+    }
+    let damaged = |change: &dyn Fn(&mut Vec<u8>)| {
+        let killed = killed(dir.path());
+        let path = killed.path().join("journal");
+        let mut bytes = fs::read(&path).unwrap();
+        change(&mut bytes);
+        fs::write(&path, bytes).unwrap();
+        let error = SledLog::open(killed.path(), options()).expect_err("it was acknowledged");
+        let report = inspect(killed.path(), 0..99, |_| {}).unwrap();
+        assert!(!report.damage.is_empty(), "inspect names it too: {error}");
+        error
+    };
+    // The last record, one in the middle, all of them: each takes one sector.
+    let last = damaged(&|bytes| bytes[4 * 512 + 40] ^= 1);
+    assert!(matches!(&last, OpenError::RolledBack { lost, .. } if *lost == (4..5)), "{last}");
+    let middle = damaged(&|bytes| bytes[2 * 512 + 40] ^= 1);
+    assert!(matches!(&middle, OpenError::Damaged { .. }), "{middle}");
+    let all = damaged(&|bytes| bytes.fill(0));
+    assert!(matches!(&all, OpenError::RolledBack { lost, .. } if *lost == (0..5)), "{all}");
+    let none = damaged(&|bytes| bytes.clear());
+    assert!(matches!(&none, OpenError::DataMissing { .. }), "{none}");
+    log.close().await.unwrap();
+}
