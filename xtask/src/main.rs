@@ -1,7 +1,8 @@
 //! `cargo xtask ...`: the commands that developers and CI run. This file reads the command line; `guests.rs` builds
 //! the Wasm modules, `toolchain.rs` finds or gets their compiler, `checks.rs` is the whole test run, `proof.rs` and
-//! `planted.rs` are the long proofs.
+//! `planted.rs` are the long proofs, `bench/` measures beside etcd.
 
+mod bench;
 mod checks;
 mod guests;
 mod planted;
@@ -43,12 +44,13 @@ fn run() -> Result<()> {
     match args.as_slice() {
         ["test"] => checks::test(&sh),
         ["proof", args @ ..] => proof::run(&sh, args),
+        ["bench", args @ ..] => bench::run(&sh, args),
         ["guests", options @ ..] => guests::build(&sh, &guest_options(options)?).map(drop),
         [] | ["help" | "--help" | "-h"] => {
-            println!("{USAGE}\n{}", proof::USAGE);
+            println!("{USAGE}\n{}\n{}", proof::USAGE, bench::USAGE);
             Ok(())
         }
-        other => bail!("unknown command: {}\n\n{USAGE}\n{}", other.join(" "), proof::USAGE),
+        other => bail!("unknown command: {}\n\n{USAGE}\n{}\n{}", other.join(" "), proof::USAGE, bench::USAGE),
     }
 }
 

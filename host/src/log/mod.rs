@@ -1,6 +1,6 @@
 //! Steps 4 and 5 of 8: the durable Raft log. Owns sled (nothing else in the project knows it), the vote and the entries.
 //! Never looks into a batch, never applies one. Reading order: `store.rs` (openraft's calls) → `view.rs`, `tail.rs` →
-//! `writer.rs` → `journal.rs`, `checkpoint.rs`, `pending.rs`, `keys.rs`, `stamp.rs`, `record.rs`, `group.rs`, `walk.rs`;
+//! `queue.rs` → `writer.rs` → `journal.rs`, `checkpoint.rs`, `pending.rs`, `keys.rs`, `stamp.rs`, `record.rs`, `group.rs`, `walk.rs`;
 //! `open.rs` and `files.rs` at start.
 //!
 //! ```text
@@ -41,6 +41,7 @@ mod keys;
 mod metrics;
 mod open;
 mod pending;
+mod queue;
 mod read;
 mod record;
 mod space;
@@ -66,8 +67,9 @@ pub use open::OpenError;
 pub use record::Damage;
 pub use space::{Shortage, Space, SpaceState};
 
+use queue::{Ack, Op, Queued};
 use view::View;
-use writer::{Ack, Op, Queued, Writer};
+use writer::Writer;
 
 /// The most values one leaf of sled's tree holds when it is rewritten as one message: it is split above 16, and a
 /// sibling with up to 3 may be merged into it first.

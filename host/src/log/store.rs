@@ -12,9 +12,9 @@ use openraft::storage::{IOFlushed, LeaderBoundedStreamResult, LogState, RaftLogS
 use openraft::{EntryPayload, OptionalSend, RaftLogReader};
 use tokio::sync::oneshot;
 
+use super::queue::{Ack, Op};
 use super::read::half_open;
 use super::view::View;
-use super::writer::{Ack, Op};
 use super::{QUEUE_UNIT_BYTES, SledLog, lock};
 use crate::raft::codec::HEADER_BYTES;
 use crate::raft::types::{Entry, LogId, TypeConfig, Vote};

@@ -14,19 +14,19 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use openraft::storage::IOFlushed;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::checkpoint::{self, Checkpoints};
 use super::files::Watermark;
 use super::journal::{Journal, Written};
 use super::metrics::Commit;
 use super::pending::{Counts, Pending, Write};
+use super::queue::{Ack, Op, Queued};
 use super::stamp::{Stamp, Unreadable};
 use super::view::Bounds;
 use super::{Shared, failed_error, lock};
 use crate::failpoint;
-use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
+use crate::raft::types::{LogId, Vote};
 
 /// Values deleted at once after a purge, at least: about a leaf of sled's, which is written again for it. Measured with
 /// values of 64 KiB: a hundred took 8 ms, and a commit that came meanwhile waited for them.
@@ -38,46 +38,6 @@ const COMMITS_PER_PURGE: u32 = 4;
 const IDLE: Duration = Duration::from_millis(500);
 /// The watermark file is synced at most this often: it is true without.
 const WATERMARK_SYNC: Duration = Duration::from_secs(2);
-
-/// One operation in the order in which it was called.
-pub(super) struct Queued {
-    pub ticket: u64,
-    pub op: Op,
-    pub ack: Ack,
-}
-
-pub(super) enum Op {
-    Vote(Vote),
-    Append {
-        entries: Vec<Entry>,
-        bytes: usize,
-        /// The queue's memory: given back when the entries are durable.
-        permit: OwnedSemaphorePermit,
-    },
-    Truncate(Option<LogId>),
-    Purge(LogId),
-    /// Wakes the writer: there is a `committed` to be saved when nothing else is to do.
-    Nudge,
-    Close,
-}
-
-/// Who waits for an operation to be durable.
-pub(super) enum Ack {
-    None,
-    Flushed(IOFlushed<TypeConfig>),
-    Done(oneshot::Sender<io::Result<()>>),
-}
-
-impl Ack {
-    pub(super) fn answer(self, result: io::Result<()>) {
-        match self {
-            Ack::None => {}
-            Ack::Flushed(callback) => callback.io_completed(result),
-            // Whoever waited may have gone.
-            Ack::Done(tx) => drop(tx.send(result)),
-        }
-    }
-}
 
 /// What the writer found on disk when the log was opened.
 pub(super) struct Start {
@@ -250,7 +210,7 @@ impl Writer {
             let encoded = Instant::now();
             let fsync_us = match self.disk.journal.write(self.disk.sequence, &write)? {
                 Written::Here { filled } => {
-                    self.sync()?;
+                    self.sync(true)?;
                     let fsync_us = encoded.elapsed().as_micros() as u64;
                     if let Some(upto) = filled {
                         self.checkpoints.ask(upto);
@@ -262,7 +222,7 @@ impl Writer {
                 }
                 Written::Elsewhere => {
                     self.apply(write)?;
-                    self.sync_sled()?;
+                    self.sync(false)?;
                     encoded.elapsed().as_micros() as u64
                 }
             };
@@ -344,26 +304,20 @@ impl Writer {
         write.apply(&self.disk.db).map_err(sled_error)
     }
 
-    /// The commit that was just written becomes durable.
-    fn sync(&mut self) -> io::Result<()> {
+    /// The commit that was just written becomes durable where it is.
+    fn sync(&mut self, is_in_journal: bool) -> io::Result<()> {
         #[cfg(test)]
         if let Some(hook) = &self.shared.options.before_sync {
             hook()?;
         }
         failpoint!("log.before-sync", io);
-        self.disk.journal.sync()?;
-        failpoint!("log.before-watermark", io);
-        self.disk.watermark.raise(self.disk.sequence, self.disk.bounds.next())
-    }
-
-    /// The same for a commit that only sled has.
-    fn sync_sled(&mut self) -> io::Result<()> {
-        #[cfg(test)]
-        if let Some(hook) = &self.shared.options.before_sync {
-            hook()?;
+        if is_in_journal {
+            self.disk.journal.sync()?;
+        } else {
+            checkpoint::sync(&self.disk.db, &self.disk.db_file)?;
+            self.checkpoints.done(self.disk.sequence);
         }
-        checkpoint::sync(&self.disk.db, &self.disk.db_file)?;
-        self.checkpoints.done(self.disk.sequence);
+        failpoint!("log.before-watermark", io);
         self.disk.watermark.raise(self.disk.sequence, self.disk.bounds.next())
     }
 
