@@ -24,10 +24,12 @@ use sled::IVec;
 use super::pending::{Change, Write};
 use super::record::Damage;
 
-/// Of each half. At 5 MB/s sled is synced about once a second; a start puts at most two of them into sled.
-pub(super) const HALF_BYTES: u64 = 4 << 20;
-/// A larger commit is not worth writing twice: sled is synced for it.
-const RECORD_BYTES_MAX: usize = 256 << 10;
+/// A half has so many parts of a segment of sled's: 1 MiB of 8. What is in both is all that sled has not synced, some
+/// times that with what it writes beside: one to five segments. Each full one takes a thread of sled's pool until it is
+/// written, and if all seven wait for the lock of a writer that waits for the pool itself, sled hangs.
+const HALVES_PER_SEGMENT: usize = 8;
+/// A commit that takes more than this part of a half is not worth writing twice: sled is synced for it.
+const RECORDS_PER_HALF: u64 = 4;
 /// A disk writes a sector whole or not at all.
 const SECTOR_BYTES: usize = 512;
 const MAGIC: &[u8; 4] = b"RJ1\n";
@@ -69,15 +71,9 @@ pub(super) struct Record {
 impl Journal {
     /// A new file with all its blocks written, so that a sync never has to wait for the file system's own records.
     /// Durable when it returns, except for its name.
-    pub(super) fn create(path: &Path, half_bytes: u64) -> io::Result<()> {
+    pub(super) fn create(path: &Path, segment_bytes: usize) -> io::Result<()> {
         let file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
-        let zeros = vec![0; 1 << 20];
-        let mut left = 2 * half_bytes as usize;
-        while left > 0 {
-            let piece = left.min(zeros.len());
-            io::Write::write_all(&mut &file, &zeros[..piece])?;
-            left -= piece;
-        }
+        io::Write::write_all(&mut &file, &vec![0; file_bytes(segment_bytes)])?;
         file.sync_all()
     }
 
@@ -104,7 +100,7 @@ impl Journal {
     }
 
     fn fits(&self, bytes: usize) -> bool {
-        bytes <= RECORD_BYTES_MAX && bytes as u64 <= self.half_bytes / 4
+        bytes as u64 <= self.half_bytes / RECORDS_PER_HALF
     }
 
     /// Writes one commit, without a sync. What [`Journal::needs`] says must have been waited for.
@@ -157,6 +153,11 @@ impl Journal {
         buffer[28..32].copy_from_slice(&crc.to_le_bytes());
         buffer.resize(buffer.len().next_multiple_of(SECTOR_BYTES), 0);
     }
+}
+
+/// How large the file of a log with such segments is.
+pub(super) fn file_bytes(segment_bytes: usize) -> usize {
+    2 * segment_bytes / HALVES_PER_SEGMENT
 }
 
 fn record_bytes(write: &Write) -> usize {
@@ -266,7 +267,7 @@ mod tests {
     use super::*;
 
     const ID: &[u8] = b"this log";
-    const HALF: u64 = 16 << 10;
+    const SEGMENT: usize = 128 << 10;
 
     fn one(byte: u8, bytes: usize) -> Write {
         Write { changes: vec![([byte].as_slice().into(), Some(vec![byte; bytes].into())), (b"gone".into(), None)] }
@@ -281,7 +282,7 @@ mod tests {
     fn case() -> Case {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
-        Journal::create(&path, HALF).unwrap();
+        Journal::create(&path, SEGMENT).unwrap();
         Case { journal: Journal::open(&path, ID, 10).unwrap(), path, _dir: dir }
     }
 

@@ -98,8 +98,6 @@ pub struct LogOptions {
     pub segment_bytes: usize,
     /// The largest value in the tree. 20 of them must fit into a quarter of a segment. Only for a new log.
     pub chunk_bytes: usize,
-    /// Of the journal, both halves. Only for a new log.
-    pub journal_bytes: u64,
     /// Told of each commit.
     pub on_commit: Option<CommitObserver>,
     /// Runs before each fdatasync; may block, and its error is taken for the fdatasync's.
@@ -118,7 +116,6 @@ impl Default for LogOptions {
             read_bytes_max: 1 << 20,
             segment_bytes: 8 << 20,
             chunk_bytes: 64 << 10,
-            journal_bytes: 2 * journal::HALF_BYTES,
             on_commit: None,
             #[cfg(test)]
             before_sync: None,

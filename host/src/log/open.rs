@@ -119,7 +119,7 @@ fn create(paths: &Paths, options: &LogOptions, lock_file: File) -> Result<Opened
     let db_file = File::open(&paths.db).map_err(io)?;
     db_file.sync_all().map_err(io)?;
     let watermark = Watermark::create(&paths.watermark, first.sequence, 0).map_err(io)?;
-    Journal::create(&paths.journal, options.journal_bytes / 2).map_err(io)?;
+    Journal::create(&paths.journal, options.segment_bytes).map_err(io)?;
     let journal = Journal::open(&paths.journal, marker.identity.as_bytes(), first.sequence).map_err(io)?;
     sync_all(paths).map_err(io)?;
     failpoint!("log.create-before-rename");
@@ -194,8 +194,8 @@ pub(super) fn check_files(paths: &Paths, marker: &Marker) -> Result<Watermark, O
         Err(e) => return Err(io(e)),
     }
     match fs::metadata(&paths.journal) {
-        Ok(file) if file.len() > 0 => {}
-        Ok(_) => return Err(missing("the journal is empty")),
+        Ok(file) if file.len() == journal::file_bytes(marker.segment_bytes) as u64 => {}
+        Ok(_) => return Err(missing("the journal has another size")),
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(missing("there is no journal")),
         Err(e) => return Err(io(e)),
     }

@@ -34,6 +34,8 @@ const PURGE_VALUES: usize = 16;
 /// Under load one such piece is deleted after this many commits, and twice as many values as these commits wrote: so
 /// what is to be deleted gets less. Otherwise a piece is deleted whenever the queue is empty.
 const COMMITS_PER_PURGE: u32 = 4;
+/// sled is synced after so many pieces, so that it never has much to write: see `journal.rs`.
+const PURGES_PER_SYNC: u32 = 16;
 /// An idle writer saves a newer `committed` after this time, if no commit took it along.
 const IDLE: Duration = Duration::from_millis(500);
 /// The watermark file is synced at most this often: it is true without.
@@ -66,6 +68,7 @@ pub(super) struct Writer {
     /// Of the operations in the current commit, in their order.
     acks: Vec<Ack>,
     commits_since_purge: u32,
+    purges_since_sync: u32,
     watermark_synced: Instant,
 }
 
@@ -88,6 +91,7 @@ impl Writer {
             pending: Pending::default(),
             acks: Vec::new(),
             commits_since_purge: 0,
+            purges_since_sync: 0,
             watermark_synced: Instant::now(),
         })
     }
@@ -357,6 +361,12 @@ impl Writer {
         if !self.pending.is_empty() {
             let (write, _) = self.take();
             self.apply(write)?;
+            self.purges_since_sync += 1;
+            if self.purges_since_sync == PURGES_PER_SYNC {
+                self.purges_since_sync = 0;
+                self.checkpoints.ask(self.disk.sequence);
+                self.checkpoints.wait(self.disk.sequence)?;
+            }
         }
         (self.disk.oldest, self.disk.backlog) = (oldest, more);
         Ok(())

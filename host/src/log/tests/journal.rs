@@ -39,7 +39,7 @@ async fn what_only_the_journal_has_is_there_after_a_kill() {
     let (mut last, mut term) = (0, 1);
     // Sizes from one sector to several, a commit that is too large for the journal, cuts, votes, purges; the halves
     // change every thirty commits or so.
-    for round in 0..150_u64 {
+    for round in 0..75_u64 {
         let bytes = [50, 700, 3_000, 20_000][(round % 9).min(3) as usize];
         append(&log, entries(term, last..last + 1 + round % 3, bytes)).await;
         last += 1 + round % 3;

@@ -33,7 +33,7 @@ pub(crate) fn entries(term: u64, indices: std::ops::Range<u64>, payload_bytes: u
 
 /// Small sizes, so that a few entries already fill segments and many chunks.
 pub(crate) fn options() -> LogOptions {
-    LogOptions { segment_bytes: 128 << 10, chunk_bytes: 1 << 10, journal_bytes: 64 << 10, ..LogOptions::default() }
+    LogOptions { segment_bytes: 128 << 10, chunk_bytes: 1 << 10, ..LogOptions::default() }
 }
 
 pub(crate) fn open(dir: &Path) -> SledLog {
