@@ -114,7 +114,8 @@ async fn each_wrong_line_is_named() {
     let mut client = rig.client().await;
     let good = r#"{"method":"PUT","path":"/a"}"#;
     for (status, word, line) in [
-        (400, "expected", ""),
+        (400, "is empty", ""),
+        (400, "is empty", " \r"),
         (400, "expected", "x"),
         (400, "invalid type", "[]"),
         (400, "missing field `path`", r#"{"method":"PUT"}"#),
