@@ -65,8 +65,9 @@ pub(super) fn read(text: &[u8]) -> Result<Batch, Fault> {
 }
 
 fn request(line: &[u8]) -> Result<Request, String> {
-    if line.trim_ascii().is_empty() {
-        return Err("the line is empty".into());
+    // Without this a list of the members' values would be taken too.
+    if !line.trim_ascii_start().starts_with(b"{") {
+        return Err("a line is one JSON object".into());
     }
     let Line { method, path, headers, body, body_base64 } = serde_json::from_slice(line).map_err(|e| {
         let text = e.to_string();

@@ -114,10 +114,11 @@ async fn each_wrong_line_is_named() {
     let mut client = rig.client().await;
     let good = r#"{"method":"PUT","path":"/a"}"#;
     for (status, word, line) in [
-        (400, "is empty", ""),
-        (400, "is empty", " \r"),
-        (400, "expected", "x"),
-        (400, "invalid type", "[]"),
+        (400, "one JSON object", ""),
+        (400, "one JSON object", " \r"),
+        (400, "one JSON object", "x"),
+        (400, "one JSON object", r#"["PUT","/a",{},null,null]"#),
+        (400, "key must be a string", "{x"),
         (400, "missing field `path`", r#"{"method":"PUT"}"#),
         (400, "missing field `method`", r#"{"path":"/"}"#),
         (400, "unknown field `url`", r#"{"method":"PUT","path":"/","url":"/"}"#),
