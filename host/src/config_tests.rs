@@ -73,6 +73,7 @@ fn each_limit_is_obeyed_and_violated() {
     edge.batching =
         BatchingConfig { enabled: true, max_ops: 65_536, max_bytes: 1024, max_delay: Duration::from_secs(1) };
     edge.limits.body_bytes_max = 8 * MIB;
+    edge.limits.bulk_bytes_max = 16 * MIB;
     edge.limits.queue_bytes_max = 16 * MIB + 32 * KIB;
     edge.limits.idle_timeout = Duration::from_millis(100);
     edge.snapshots.log_bytes = 64 * KIB;
@@ -90,7 +91,18 @@ fn each_limit_is_obeyed_and_violated() {
     refused(|c| c.batching.max_delay = Duration::from_millis(1001), "batch-max-delay: 1s 1ms", "1s is the longest");
     refused(|c| c.limits.body_bytes_max = 0, "body-bytes-max: 0", "from 1");
     refused(|c| c.limits.body_bytes_max = 8 * MIB + 1, "body-bytes-max", "8MiB");
-    refused(|c| c.limits.queue_bytes_max = MIB, "queue-bytes-max", "raise it");
+    refused(|c| c.limits.bulk_bytes_max = 16 * MIB + 1, "bulk-bytes-max", "16MiB");
+    refused(|c| c.limits.bulk_bytes_max = KIB - 1, "bulk-bytes-max: 1023", "1KiB");
+    refused(
+        |c| c.limits.queue_bytes_max = 8 * MIB,
+        "queue-bytes-max: 8388608 can't hold one largest batch",
+        "raise it",
+    );
+    refused(
+        |c| (c.limits.bulk_bytes_max, c.limits.queue_bytes_max) = (KIB, MIB),
+        "queue-bytes-max: 1048576 can't hold one largest request",
+        "raise it",
+    );
     refused(|c| c.limits.header_bytes_max = 100, "header-bytes-max: 100", "8KiB");
     refused(|c| c.limits.connections_max = 0, "connections-max: 0", "at least 1");
     refused(|c| c.limits.request_timeout = Duration::ZERO, "request-timeout: 0s", "100ms");

@@ -21,6 +21,8 @@ pub enum SealReason {
     /// Batching is off.
     Single,
     Shutdown,
+    /// A client sent it as one batch.
+    Bulk,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -40,6 +42,8 @@ pub struct Metrics {
     pub connections_open: Gauge<u64, AtomicU64>,
     sealed: Family<Sealed, Counter>,
     batch_commands: Counter,
+    /// Of these, those in batches that clients made.
+    bulk_commands: Counter,
     /// From a command's arrival until its batch was sealed.
     pub queue_seconds: Histogram,
     /// One module run over one batch.
@@ -106,6 +110,7 @@ impl Default for Metrics {
             connections_open: Gauge::default(),
             sealed: Family::default(),
             batch_commands: Counter::default(),
+            bulk_commands: Counter::default(),
             queue_seconds: latency(),
             guest_seconds: latency(),
             apply_seconds: latency(),
@@ -131,8 +136,8 @@ impl Default for Metrics {
             registry: Registry::default(),
         };
         let m = &metrics;
-        use SealReason::{Bytes, Delay, Idle, Ops, Shutdown, Single};
-        for reason in [Idle, Ops, Bytes, Delay, Single, Shutdown] {
+        use SealReason::{Bulk, Bytes, Delay, Idle, Ops, Shutdown, Single};
+        for reason in [Idle, Ops, Bytes, Delay, Single, Shutdown, Bulk] {
             // There from the start, so that a reader can tell nothing from not known.
             let _ = m.sealed.get_or_create(&Sealed { reason });
         }
@@ -140,6 +145,7 @@ impl Default for Metrics {
         registry.register("http_connections", "Client connections open now", m.connections_open.clone());
         registry.register("batches_sealed", "Batches sealed on this node, by what made it seal", m.sealed.clone());
         registry.register("batch_commands", "Commands in the batches sealed on this node", m.batch_commands.clone());
+        registry.register("bulk_commands", "Of these, those in batches that clients made", m.bulk_commands.clone());
         registry.register(
             "replays",
             "Commands answered as the first one with their idempotency key",
@@ -215,5 +221,8 @@ impl Metrics {
     pub fn sealed(&self, reason: SealReason, commands: usize) {
         self.sealed.get_or_create(&Sealed { reason }).inc();
         self.batch_commands.inc_by(commands as u64);
+        if reason == SealReason::Bulk {
+            self.bulk_commands.inc_by(commands as u64);
+        }
     }
 }

@@ -24,7 +24,7 @@ use crate::guest::{Engine, Limits, Module};
 use crate::http::{AdminServer, HttpLimits, Server};
 use crate::log::{LogOptions, SledLog, Space};
 use crate::metrics::Metrics;
-use crate::outcome::{CommandReply, Refusal};
+use crate::outcome::{BatchReplies, Refusal, Run};
 use crate::raft::identity::{Identity, random};
 use crate::raft::types::{BatchId, Entry, Kind, LogId};
 use crate::raft::{Bootstrap, Consensus, Growth, Parts, Proposals, Refused, Stamp, quarantine};
@@ -199,6 +199,7 @@ fn client_limits(config: &NodeConfig) -> HttpLimits {
     let limits = &config.limits;
     HttpLimits {
         body_bytes_max: limits.body_bytes_max,
+        bulk_bytes_max: limits.bulk_bytes_max,
         header_bytes_max: limits.header_bytes_max,
         connections_max: limits.connections_max,
         header_read_timeout: limits.header_read_timeout,
@@ -260,7 +261,7 @@ async fn warn_of_other_module(mut view: View, proposed: [u8; 32]) {
 
 /// The state machine tells the tickets.
 impl Applied for Tickets {
-    fn applied(&self, id: BatchId, log_id: LogId, replies: Vec<CommandReply>) {
+    fn applied(&self, id: BatchId, log_id: LogId, replies: BatchReplies) {
         Tickets::applied(self, id, log_id, replies);
     }
 
@@ -315,10 +316,10 @@ impl ReadPort for Port {
         }
     }
 
-    async fn run(&self, batch: Vec<u8>, count: usize) -> Result<(u64, u64, Vec<CommandReply>), String> {
+    async fn run(&self, batch: Bytes, run: Run) -> Result<(u64, u64, BatchReplies), String> {
         let state = self.view.borrow().clone();
         let (index, term) = state.applied.map_or((0, 0), |l| (l.index, l.leader_id.term));
-        let replies = self.queries.run(state, batch, count).await?;
+        let replies = self.queries.run(state, batch, run).await?;
         // Asked at the end: what was read may have been wrong already.
         self.gate.may_serve()?;
         Ok((index, term, replies))

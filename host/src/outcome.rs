@@ -1,10 +1,10 @@
-//! What can become of a request: an [`Answer`], or a [`Refusal`] that says whether anything may have happened.
-//! Shared by all rooms; knows none of them. Statuses are `http/`'s business.
+//! What can become of a request: an [`Answer`], or a [`Refusal`] that says whether anything may have happened. A whole
+//! batch that one client sent has a [`BatchAnswer`]. Shared by all rooms; knows none of them. Statuses are `http/`'s business.
 
 use std::fmt;
 
 use bytes::Bytes;
-use raftlet_machine::{ArchivedReply, Replies, Reply};
+use raftlet_machine::{ArchivedReplies, ArchivedReply, InvalidArchive, Replies, Reply};
 
 /// A request that was executed.
 #[derive(Debug, Clone)]
@@ -13,6 +13,46 @@ pub struct Answer {
     pub index: u64,
     pub term: u64,
     pub reply: CommandReply,
+}
+
+/// A batch that was executed for one client.
+#[derive(Debug, Clone)]
+pub struct BatchAnswer {
+    /// Log index of the entry that was applied, or of the oldest state that was read.
+    pub index: u64,
+    pub term: u64,
+    pub replies: BatchReplies,
+}
+
+/// What came out of one batch: one reply for each of its commands or queries, in their order.
+#[derive(Debug, Clone)]
+pub enum BatchReplies {
+    /// The module's, all of them and nothing else, as it archived them: nothing is taken apart for each.
+    Whole(ModuleReplies),
+    Each(Vec<CommandReply>),
+}
+
+/// A validated archive of replies. Cloning is cheap.
+#[derive(Debug, Clone)]
+pub struct ModuleReplies {
+    archive: Bytes,
+}
+
+/// One reply of a batch, where it stands.
+#[derive(Clone, Copy)]
+pub enum ReplyView<'a> {
+    Module(&'a ArchivedReply),
+    Failed(&'a Failure),
+    Replayed(&'a CommandReply),
+}
+
+/// Which queries of an archived batch are run together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    pub positions: std::ops::Range<u32>,
+    /// Bytes that their replies may have together; beyond it the rest is [`Failure::BatchBudget`]. Only what has to be
+    /// run one by one can get there: the replies of one run are bounded anyway.
+    pub reply_bytes_max: usize,
 }
 
 /// What came out of one command or query.
@@ -108,6 +148,66 @@ impl Refusal {
     }
 }
 
+impl ModuleReplies {
+    /// # Errors
+    /// The bytes are no archive of replies.
+    pub fn new(archive: Bytes) -> Result<Self, InvalidArchive> {
+        Replies::access(&archive)?;
+        Ok(ModuleReplies { archive })
+    }
+
+    /// The replies, read in place.
+    pub fn get(&self) -> &[ArchivedReply] {
+        // SAFETY: `new` has validated the archive, and the bytes are immutable.
+        let replies = unsafe { rkyv::access_unchecked::<ArchivedReplies>(&self.archive) };
+        &replies.replies
+    }
+
+    /// The archive itself.
+    pub fn archive(&self) -> &Bytes {
+        &self.archive
+    }
+
+    fn each(&self) -> impl ExactSizeIterator<Item = CommandReply> {
+        (0..self.get().len()).map(|at| CommandReply::Module(ModuleReply::new(self.archive.clone(), at)))
+    }
+}
+
+impl BatchReplies {
+    /// The replies of a whole archive. Validates it.
+    pub fn whole(archive: Bytes) -> Result<Self, InvalidArchive> {
+        ModuleReplies::new(archive).map(BatchReplies::Whole)
+    }
+
+    pub fn len(&self) -> usize {
+        match self {
+            BatchReplies::Whole(replies) => replies.get().len(),
+            BatchReplies::Each(replies) => replies.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads them one after the other, in place.
+    pub fn iter(&self) -> impl Iterator<Item = ReplyView<'_>> {
+        let (whole, each) = match self {
+            BatchReplies::Whole(replies) => (replies.get(), &[][..]),
+            BatchReplies::Each(replies) => (&[][..], &replies[..]),
+        };
+        whole.iter().map(ReplyView::Module).chain(each.iter().map(CommandReply::view))
+    }
+
+    /// One of its own for each command or query.
+    pub fn into_each(self) -> Vec<CommandReply> {
+        match self {
+            BatchReplies::Whole(replies) => replies.each().collect(),
+            BatchReplies::Each(replies) => replies,
+        }
+    }
+}
+
 impl ModuleReply {
     /// `archive` must have passed [`Replies::access`] and have a reply at `position`.
     pub fn new(archive: Bytes, position: usize) -> Self {
@@ -117,7 +217,7 @@ impl ModuleReply {
     /// The reply, read in place.
     pub fn get(&self) -> &ArchivedReply {
         // SAFETY: `new` asks for an archive that was validated, and the bytes are immutable.
-        let replies = unsafe { rkyv::access_unchecked::<raftlet_machine::ArchivedReplies>(&self.archive) };
+        let replies = unsafe { rkyv::access_unchecked::<ArchivedReplies>(&self.archive) };
         &replies.replies[self.position]
     }
 
@@ -160,8 +260,16 @@ impl CommandReply {
     }
 
     /// The replies of a whole archive, in order. Validates it.
-    pub fn split(archive: Bytes) -> Result<Vec<CommandReply>, raftlet_machine::InvalidArchive> {
-        let count = Replies::access(&archive)?.replies.len();
-        Ok((0..count).map(|i| CommandReply::Module(ModuleReply::new(archive.clone(), i))).collect())
+    pub fn split(archive: Bytes) -> Result<Vec<CommandReply>, InvalidArchive> {
+        BatchReplies::whole(archive).map(BatchReplies::into_each)
+    }
+
+    /// It, where it stands.
+    pub fn view(&self) -> ReplyView<'_> {
+        match self {
+            CommandReply::Module(reply) => ReplyView::Module(reply.get()),
+            CommandReply::Failed(failure) => ReplyView::Failed(failure),
+            CommandReply::Replayed(first) => ReplyView::Replayed(first),
+        }
     }
 }

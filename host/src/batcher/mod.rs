@@ -1,6 +1,6 @@
 //! Step 2 of 8: group commit. Requests wait in one queue; a batch is sealed when no batch of this node is on its way
 //! (the pipe is idle), else at `max_ops`, `max_bytes` or `max_delay`. So one client waits for nothing but its commit,
-//! and with many clients batches grow by themselves. Step 8 ends in `tickets.rs`, where replies find their requests.
+//! and with many clients batches grow by themselves. A batch that a client made goes on as it is, at once. Step 8 ends in `tickets.rs`, where replies find their requests.
 //! Never looks at a reply, never knows the log. Next: `raft/proposals.rs`.
 
 mod reads;
@@ -19,10 +19,12 @@ use tokio::time::Instant;
 
 use crate::config::BatchingConfig;
 use crate::metrics::{Metrics, SealReason};
-use crate::outcome::{Answer, Refusal};
+use crate::outcome::{Answer, BatchAnswer, Refusal};
 
 pub use reads::{ReadPort, Reads};
 pub use tickets::{Fate, Tickets};
+
+use tickets::Waiters;
 
 /// What a request weighs in the queue beside its bytes: its headers' and its waiter's memory, roughly.
 const REQUEST_OVERHEAD_BYTES: usize = 256;
@@ -44,7 +46,7 @@ pub trait Propose: Send + Sync + 'static {
 /// Where requests wait. Cloning is cheap.
 #[derive(Clone)]
 pub struct Batcher {
-    queue: mpsc::UnboundedSender<Waiting>,
+    queue: mpsc::UnboundedSender<Submitted>,
     room: Arc<Room>,
     tickets: Arc<Tickets>,
 }
@@ -69,10 +71,29 @@ pub struct Waiter {
     _place: Place,
 }
 
+/// Whoever waits for the answers to a batch of its own.
+pub(super) struct BatchWaiter {
+    answer: oneshot::Sender<Result<BatchAnswer, Refusal>>,
+    commands: usize,
+    _place: Place,
+}
+
+enum Submitted {
+    Command(Waiting),
+    Batch(WaitingBatch),
+}
+
 struct Waiting {
     request: Request,
     waiter: Waiter,
     bytes: usize,
+    since: Instant,
+}
+
+/// A batch that is one already.
+struct WaitingBatch {
+    archive: Bytes,
+    waiter: BatchWaiter,
     since: Instant,
 }
 
@@ -112,8 +133,20 @@ impl Batcher {
         let waiter = Waiter { answer, _place: place };
         let waiting = Waiting { request, waiter, bytes, since: Instant::now() };
         let since = waiting.since;
-        self.queue.send(waiting).map_err(|_| Refusal::ShuttingDown)?;
+        self.queue.send(Submitted::Command(waiting)).map_err(|_| Refusal::ShuttingDown)?;
         // Dropped without an answer: it may have been sealed and logged.
+        answered.await.unwrap_or_else(|_| Err(Refusal::Timeout { waited_ms: since.elapsed().as_millis() as u64 }))
+    }
+
+    /// Takes a batch that a client made: a valid archive of this many commands, all of them checked. It goes on as it
+    /// is, whatever the settings of batching are. Dropping the future gives it up if it isn't on its way yet.
+    pub async fn submit_batch(&self, archive: Bytes, commands: usize) -> Result<BatchAnswer, Refusal> {
+        let place = self.room.take(REQUEST_OVERHEAD_BYTES + archive.len())?;
+        let (answer, answered) = oneshot::channel();
+        let waiter = BatchWaiter { answer, commands, _place: place };
+        let since = Instant::now();
+        let waiting = WaitingBatch { archive, waiter, since };
+        self.queue.send(Submitted::Batch(waiting)).map_err(|_| Refusal::ShuttingDown)?;
         answered.await.unwrap_or_else(|_| Err(Refusal::Timeout { waited_ms: since.elapsed().as_millis() as u64 }))
     }
 
@@ -133,7 +166,7 @@ impl Batcher {
         self.room.close.notify_one();
         let _ = tokio::time::timeout(within, async {
             self.queue.closed().await;
-            self.tickets.pipe_idle().await;
+            self.tickets.all_closed().await;
         })
         .await;
     }
@@ -174,6 +207,12 @@ impl Waiter {
     }
 }
 
+impl BatchWaiter {
+    fn answer(self, answer: Result<BatchAnswer, Refusal>) {
+        let _ = self.answer.send(answer);
+    }
+}
+
 fn weight(request: &Request) -> usize {
     let headers: usize = request.headers.iter().map(|h| h.name.len() + h.value.len()).sum();
     REQUEST_OVERHEAD_BYTES + request.path.len() + request.query.len() + headers + request.body.len()
@@ -187,7 +226,7 @@ struct Sealer<P> {
     tickets: Arc<Tickets>,
     metrics: Arc<Metrics>,
     room: Arc<Room>,
-    waiting: mpsc::UnboundedReceiver<Waiting>,
+    waiting: mpsc::UnboundedReceiver<Submitted>,
     queue: VecDeque<Waiting>,
     /// Of the requests in `queue`.
     bytes: usize,
@@ -215,7 +254,7 @@ impl<P: Propose> Sealer<P> {
             let alarm = [delay, self.gather].into_iter().flatten().min();
             tokio::select! {
                 more = self.waiting.recv() => match more {
-                    Some(waiting) => self.push(waiting),
+                    Some(more) => self.take(more),
                     None => return,
                 },
                 () = self.tickets.pipe_idle(), if !self.queue.is_empty() && self.gather.is_none() => {}
@@ -226,14 +265,24 @@ impl<P: Propose> Sealer<P> {
     }
 
     fn take_ready(&mut self) {
-        while let Ok(waiting) = self.waiting.try_recv() {
-            self.push(waiting);
+        while let Ok(more) = self.waiting.try_recv() {
+            self.take(more);
         }
     }
 
-    fn push(&mut self, waiting: Waiting) {
-        self.bytes += waiting.bytes;
-        self.queue.push_back(waiting);
+    fn take(&mut self, submitted: Submitted) {
+        match submitted {
+            Submitted::Command(waiting) => {
+                self.bytes += waiting.bytes;
+                self.queue.push_back(waiting);
+            }
+            // Nothing of it has happened, so a client that is gone is not worth a commit.
+            Submitted::Batch(batch) if batch.waiter.answer.is_closed() => {}
+            Submitted::Batch(WaitingBatch { archive, waiter, since }) => {
+                self.metrics.sealed(SealReason::Bulk, waiter.commands);
+                self.send(archive, Waiters::Whole(waiter), since);
+            }
+        }
     }
 
     /// Why the next batch must be sealed now, if it must.
@@ -284,11 +333,15 @@ impl<P: Propose> Sealer<P> {
             return;
         }
         self.metrics.sealed(reason, commands.len());
-        let archive = Bytes::from(Batch { commands }.to_bytes());
+        self.send(Batch { commands }.to_bytes().into(), Waiters::Each(waiters), oldest);
+    }
+
+    /// Sends a batch on its way. `start`: when its oldest command arrived.
+    fn send(&self, archive: Bytes, waiters: Waiters, start: Instant) {
         let sequence = self.tickets.issue(waiters);
-        let deadline = oldest + self.deadline;
+        let deadline = start + self.deadline;
         let (port, tickets) = (self.port.clone(), self.tickets.clone());
-        tokio::spawn(see_through(port, tickets, sequence, archive, oldest, deadline));
+        tokio::spawn(see_through(port, tickets, sequence, archive, start, deadline));
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a read waits for. The quorum and the state are doubles: a real one can't be held between two steps.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use raftlet_machine::{Method, Replies, Reply};
@@ -7,6 +8,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::outcome::CommandReply;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -15,6 +17,9 @@ struct Double {
     confirmed: watch::Sender<Option<u64>>,
     applied: watch::Sender<u64>,
     asked: AtomicUsize,
+    /// What was run, with the index it was run at: the later runs of a batch see a newer state.
+    runs: Mutex<Vec<(Run, u64)>>,
+    reply: Reply,
 }
 
 impl ReadPort for Double {
@@ -27,10 +32,11 @@ impl ReadPort for Double {
         self.applied.subscribe().wait_for(|applied| *applied >= index).await.unwrap();
     }
 
-    async fn run(&self, _: Vec<u8>, count: usize) -> Result<(u64, u64, Vec<CommandReply>), String> {
-        let reply = Reply { status: 200, content_type: String::new(), headers: vec![], body: vec![] };
-        let archive = Replies { replies: vec![reply; count] }.to_bytes().into();
-        Ok((*self.applied.borrow(), 1, CommandReply::split(archive).unwrap()))
+    async fn run(&self, _: Bytes, run: Run) -> Result<(u64, u64, BatchReplies), String> {
+        let archive = Replies { replies: vec![self.reply.clone(); run.positions.len()] }.to_bytes().into();
+        let index = *self.applied.borrow() + u64::from(run.positions.start > 0);
+        self.runs.lock().unwrap().push((run, index));
+        Ok((index, 1, BatchReplies::whole(archive).unwrap()))
     }
 }
 
@@ -41,10 +47,17 @@ struct Bench {
 
 impl Bench {
     fn new() -> Bench {
+        Bench::with_replies(vec![])
+    }
+
+    /// Each reply has this body.
+    fn with_replies(body: Vec<u8>) -> Bench {
         let port = Arc::new(Double {
             confirmed: watch::Sender::new(None),
             applied: watch::Sender::new(3),
             asked: AtomicUsize::new(0),
+            runs: Mutex::default(),
+            reply: Reply { status: 200, content_type: String::new(), headers: vec![], body },
         });
         Bench { reads: Reads::start(port.clone(), 1 << 20, DEADLINE, Arc::default()), port }
     }
@@ -55,6 +68,11 @@ impl Bench {
         let (path, query) = ("/k".into(), String::new());
         let request = Request { method: Method::Get, path, query, headers: vec![], body: vec![] };
         tokio::spawn(async move { reads.query(request, stale).await.map(|answer| answer.index) })
+    }
+
+    fn query_batch(&self, queries: usize, stale: bool) -> JoinHandle<Result<BatchAnswer, Refusal>> {
+        let reads = self.reads.clone();
+        tokio::spawn(async move { reads.query_batch(Bytes::from_static(b"an archive"), queries, stale).await })
     }
 }
 
@@ -108,4 +126,42 @@ async fn a_read_that_waits_too_long_is_told_for_what() {
     assert_eq!(b.query(false).await.unwrap(), Err(Refusal::NoLeader { waited_ms }));
     b.port.confirmed.send_replace(Some(4));
     assert_eq!(b.query(false).await.unwrap(), Err(Refusal::Lagging { waited_ms }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_waits_for_the_quorum_too_and_is_run_in_parts_of_some_thousand() {
+    let b = Bench::new();
+    let read = b.query_batch(10_000, false);
+    settle().await;
+    assert_eq!((b.port.asked.load(SeqCst), b.port.runs.lock().unwrap().len()), (1, 0));
+    b.port.confirmed.send_replace(Some(3));
+    let answer = read.await.unwrap().unwrap();
+    let runs: Vec<_> = b.port.runs.lock().unwrap().iter().map(|(run, index)| (run.positions.clone(), *index)).collect();
+    assert_eq!(runs, [(0..4096, 3), (4096..8192, 4), (8192..10_000, 4)]);
+    assert_eq!((answer.index, answer.replies.len()), (3, 10_000), "the oldest state that was read");
+    // One that is small enough stays an archive, and a stale one asks nobody.
+    let answer = b.query_batch(4096, true).await.unwrap().unwrap();
+    assert!(matches!(answer.replies, BatchReplies::Whole(_)));
+    assert_eq!(b.port.asked.load(SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_waits_too_long_is_refused_as_a_query_is() {
+    let b = Bench::new();
+    let waited_ms = DEADLINE.as_millis() as u64;
+    assert_eq!(b.query_batch(1, false).await.unwrap().unwrap_err(), Refusal::NoLeader { waited_ms });
+    b.port.confirmed.send_replace(Some(4));
+    assert_eq!(b.query_batch(1, false).await.unwrap().unwrap_err(), Refusal::Lagging { waited_ms });
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_batch_reads_is_bounded() {
+    // A run of 4,096 reads 40 MiB.
+    let b = Bench::with_replies(vec![7; 10 << 10]);
+    let answer = b.query_batch(3 * 4096, true).await.unwrap().unwrap();
+    assert_eq!(b.port.runs.lock().unwrap().len(), 2, "the third part isn't run");
+    let budget = |reply: &CommandReply| matches!(reply, CommandReply::Failed(crate::outcome::Failure::BatchBudget));
+    let replies = answer.replies.into_each();
+    assert_eq!((replies.len(), replies.iter().filter(|r| budget(r)).count()), (3 * 4096, 4096));
+    assert!(replies[2 * 4096..].iter().all(budget));
 }

@@ -1,6 +1,7 @@
 //! The sealing rules under paused time, and what becomes of batches that are refused, lost or late. The port to the
 //! log is a double here: faults like a leader that refuses twice can't be had on demand from a real one.
 
+mod bulk;
 mod handed_over;
 
 use std::sync::Mutex;
@@ -10,7 +11,7 @@ use raftlet_machine::{Method, Replies, Reply};
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::outcome::CommandReply;
+use crate::outcome::{BatchReplies, CommandReply};
 use crate::raft::codec::log_id;
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -84,7 +85,7 @@ impl Bench {
         let commands = &Batch::access(batch).unwrap().commands;
         let replies = commands.iter().map(|c| reply(&c.body)).collect();
         let archive = Replies { replies }.to_bytes().into();
-        self.tickets.applied(self.tickets.id(sequence), log_id(1, 5), CommandReply::split(archive).unwrap());
+        self.tickets.applied(self.tickets.id(sequence), log_id(1, 5), BatchReplies::whole(archive).unwrap());
     }
 
     fn sealed_by(&self, reason: &str) -> bool {
@@ -331,8 +332,12 @@ async fn batches_of_others_and_of_earlier_starts_are_not_ours() {
     let task = b.submit(b"x");
     b.settle().await;
     let ours = b.tickets.id(0);
-    b.tickets.applied(crate::raft::types::BatchId { boot: ours.boot + 1, ..ours }, log_id(1, 5), vec![]);
-    b.tickets.applied(crate::raft::types::BatchId { node: 2, ..ours }, log_id(1, 5), vec![]);
+    b.tickets.applied(
+        crate::raft::types::BatchId { boot: ours.boot + 1, ..ours },
+        log_id(1, 5),
+        BatchReplies::Each(vec![]),
+    );
+    b.tickets.applied(crate::raft::types::BatchId { node: 2, ..ours }, log_id(1, 5), BatchReplies::Each(vec![]));
     b.settle().await;
     assert!(!task.is_finished());
     b.apply(0);

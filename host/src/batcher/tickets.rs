@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use super::Waiter;
-use crate::outcome::{Answer, CommandReply, Refusal};
+use super::{BatchWaiter, Waiter};
+use crate::outcome::{Answer, BatchAnswer, BatchReplies, Refusal};
 use crate::raft::types::{BatchId, LogId, NodeId};
 
 /// The wait for returning clients lasts at most this many commits. `max_delay` bounds it too.
@@ -32,22 +32,58 @@ pub struct Tickets {
     emptied: Notify,
 }
 
+/// Who waits for the replies of a batch.
+pub(super) enum Waiters {
+    /// One for each command: the batch was gathered here.
+    Each(Vec<Waiter>),
+    /// One for all of them: a client sent the batch as it is.
+    Whole(BatchWaiter),
+}
+
+impl Waiters {
+    fn refuse(self, refusal: &Refusal) {
+        match self {
+            Waiters::Each(waiters) => waiters.into_iter().for_each(|w| w.answer(Err(refusal.clone()))),
+            Waiters::Whole(waiter) => waiter.answer(Err(refusal.clone())),
+        }
+    }
+
+    fn answer(self, LogId { leader_id, index }: LogId, replies: BatchReplies) {
+        let term = leader_id.term;
+        match self {
+            Waiters::Each(waiters) => {
+                assert_eq!(waiters.len(), replies.len(), "a gathered batch has one waiter for each command");
+                for (waiter, reply) in waiters.into_iter().zip(replies.into_each()) {
+                    waiter.answer(Ok(Answer { index, term, reply }));
+                }
+            }
+            Waiters::Whole(waiter) => {
+                assert_eq!(waiter.commands, replies.len(), "every command is answered");
+                waiter.answer(Ok(BatchAnswer { index, term, replies }));
+            }
+        }
+    }
+}
+
 #[derive(Default)]
 struct Open {
     tickets: HashMap<u64, Ticket>,
+    /// Of these, those whose batches were gathered here. Only they count for the gathering: a client that sends whole
+    /// batches waits for nobody, and nobody for it.
+    gathered: usize,
     next_sequence: u64,
     /// Of the newest entry that was applied.
     term: u64,
     /// Commands answered since the last batch was sealed: closed-loop clients send as many again, at once.
     answered: usize,
-    /// When the last ticket was closed.
+    /// When the last ticket of a gathered batch was closed.
     closed: Option<Instant>,
-    /// Running mean of the time from seal to answer.
+    /// Running mean of the time from seal to answer, of gathered batches.
     commit: Duration,
 }
 
 struct Ticket {
-    waiters: Vec<Waiter>,
+    waiters: Waiters,
     /// The term it was handed over for.
     term: Option<u64>,
     /// The term whose leader refused it.
@@ -87,11 +123,14 @@ impl Tickets {
     }
 
     /// A ticket for a batch that was just sealed. Returns its sequence number.
-    pub(super) fn issue(&self, waiters: Vec<Waiter>) -> u64 {
+    pub(super) fn issue(&self, waiters: Waiters) -> u64 {
         let mut open = self.lock();
         let sequence = open.next_sequence;
         open.next_sequence += 1;
-        open.answered = 0;
+        if let Waiters::Each(_) = waiters {
+            open.gathered += 1;
+            open.answered = 0;
+        }
         let issued = Instant::now();
         open.tickets.insert(sequence, Ticket { waiters, term: None, refused: None, watcher: None, issued });
         sequence
@@ -121,8 +160,8 @@ impl Tickets {
 
     /// Closes the ticket: all who wait are refused.
     pub(super) fn refuse(&self, sequence: u64, refusal: &Refusal) {
-        for waiter in self.close(sequence).into_iter().flat_map(|t| t.waiters) {
-            waiter.answer(Err(refusal.clone()));
+        if let Some(ticket) = self.close(sequence) {
+            ticket.waiters.refuse(refusal);
         }
     }
 
@@ -131,9 +170,9 @@ impl Tickets {
         self.lock().tickets.contains_key(&sequence)
     }
 
-    /// No batch of this node is on its way.
+    /// No batch that was gathered on this node is on its way.
     pub(super) fn is_pipe_idle(&self) -> bool {
-        self.lock().tickets.is_empty()
+        self.lock().gathered == 0
     }
 
     /// With the pipe idle and this many commands waiting: until when to wait for the others that were just answered
@@ -146,10 +185,19 @@ impl Tickets {
     }
 
     pub(super) async fn pipe_idle(&self) {
+        self.until(|open| open.gathered == 0).await;
+    }
+
+    /// Until no batch of this node is on its way at all.
+    pub(super) async fn all_closed(&self) {
+        self.until(|open| open.tickets.is_empty()).await;
+    }
+
+    async fn until(&self, condition: impl Fn(&Open) -> bool) {
         loop {
             // Created before the check, so that no notification falls between.
             let emptied = self.emptied.notified();
-            if self.is_pipe_idle() {
+            if condition(&self.lock()) {
                 return;
             }
             emptied.await;
@@ -160,12 +208,13 @@ impl Tickets {
         let (ticket, empty) = {
             let mut open = self.lock();
             let ticket = open.tickets.remove(&sequence);
-            if let Some(ticket) = &ticket {
-                open.answered += ticket.waiters.len();
+            if let Some(Ticket { waiters: Waiters::Each(waiters), issued, .. }) = &ticket {
+                open.gathered -= 1;
+                open.answered += waiters.len();
                 open.closed = Some(Instant::now());
-                open.commit = (open.commit * 7 + ticket.issued.elapsed()) / 8;
+                open.commit = (open.commit * 7 + issued.elapsed()) / 8;
             }
-            (ticket, open.tickets.is_empty())
+            (ticket, open.gathered == 0)
         };
         if empty {
             self.emptied.notify_waiters();
@@ -178,7 +227,7 @@ impl Tickets {
     }
 
     /// The state machine applied a batch, anyone's.
-    pub fn applied(&self, id: BatchId, log_id: LogId, replies: Vec<CommandReply>) {
+    pub fn applied(&self, id: BatchId, log_id: LogId, replies: BatchReplies) {
         if (id.node, id.boot) != (self.node, self.boot) {
             return;
         }
@@ -186,11 +235,7 @@ impl Tickets {
             // Its clients were told that the outcome is unknown: this was it.
             return;
         };
-        assert_eq!(waiters.len(), replies.len(), "a batch has one waiter for each command");
-        let (index, term) = (log_id.index, log_id.leader_id.term);
-        for (waiter, reply) in waiters.into_iter().zip(replies) {
-            waiter.answer(Ok(Answer { index, term, reply }));
-        }
+        waiters.answer(log_id, replies);
     }
 
     /// The state machine applied this batch, anyone's, but nobody may rely on its replies.

@@ -37,6 +37,9 @@ pub struct SettingsArgs {
     /// Largest body of a request [default: 1MiB]
     #[arg(long, env = "RAFTLET_BODY_BYTES_MAX", value_name = "SIZE", help_heading = "Limits")]
     pub body_bytes_max: Option<ByteSize>,
+    /// Largest batch of requests that a client makes [default: 8MiB]
+    #[arg(long, env = "RAFTLET_BULK_BYTES_MAX", value_name = "SIZE", help_heading = "Limits")]
+    pub bulk_bytes_max: Option<ByteSize>,
     /// Bytes of all requests that wait or run [default: 64MiB]
     #[arg(long, env = "RAFTLET_QUEUE_BYTES_MAX", value_name = "SIZE", help_heading = "Limits")]
     pub queue_bytes_max: Option<ByteSize>,
@@ -123,6 +126,7 @@ impl SettingsArgs {
         let l = d.limits;
         let limits = HttpLimits {
             body_bytes_max: file.pick(self.body_bytes_max, "body-bytes-max", ByteSize(l.body_bytes_max))?.0,
+            bulk_bytes_max: file.pick(self.bulk_bytes_max, "bulk-bytes-max", ByteSize(l.bulk_bytes_max))?.0,
             queue_bytes_max: file.pick(self.queue_bytes_max, "queue-bytes-max", ByteSize(l.queue_bytes_max))?.0,
             header_bytes_max: file.pick(self.header_bytes_max, "header-bytes-max", ByteSize(l.header_bytes_max))?.0,
             connections_max: file.pick(self.connections_max, "connections-max", l.connections_max)?,
@@ -189,6 +193,7 @@ impl Settings {
             ("batch-max-bytes", b.max_bytes.to_string()),
             ("batch-max-delay", time(b.max_delay)),
             ("body-bytes-max", l.body_bytes_max.to_string()),
+            ("bulk-bytes-max", l.bulk_bytes_max.to_string()),
             ("queue-bytes-max", l.queue_bytes_max.to_string()),
             ("header-bytes-max", l.header_bytes_max.to_string()),
             ("connections-max", l.connections_max.to_string()),

@@ -16,7 +16,7 @@ use super::fault::LocalFault;
 use super::host::Backing;
 use super::module::Module;
 use super::store::{CommandStore, ReadStore};
-use crate::outcome::{CommandReply, Failure};
+use crate::outcome::{BatchReplies, CommandReply, Failure};
 
 /// So many commands are left out of a batch before the rest runs one by one.
 pub const CULPRITS_MAX: usize = 8;
@@ -30,6 +30,14 @@ pub struct Context {
     pub time_ms: u64,
     pub first_command: u64,
     pub seed: u64,
+}
+
+/// What a run of queries may take beside the module's limits, which are for commands too.
+#[derive(Debug, Clone, Copy)]
+pub struct QueryBounds {
+    pub within: Duration,
+    /// Of the replies of those that are run one by one; beyond it the rest is answered [`Failure::BatchBudget`].
+    pub reply_bytes_max: usize,
 }
 
 impl Module {
@@ -47,7 +55,7 @@ impl Module {
         batch: &[u8],
         run: &[u32],
         store: S,
-    ) -> Result<(Vec<CommandReply>, S), LocalFault> {
+    ) -> Result<(BatchReplies, S), LocalFault> {
         let job = self.job(context, batch)?;
         let run = positions(run, job.count)?;
         let course = Course::new(self.apply_entrance(), job, Backing::Command(Box::new(store)), None);
@@ -60,8 +68,8 @@ impl Module {
         Ok((replies, *store))
     }
 
-    /// The same for queries. Those that are not done `within` this time are answered [`Failure::QueryTimeout`]. Waits
-    /// while too many other queries run; waiting counts.
+    /// The same for queries. Those that are not done within the time are answered [`Failure::QueryTimeout`]. Waits while
+    /// too many other queries run; waiting counts.
     ///
     /// # Errors
     /// This machine failed; the queries have no answer.
@@ -71,13 +79,14 @@ impl Module {
         batch: &[u8],
         run: &[u32],
         store: S,
-        within: Duration,
-    ) -> Result<Vec<CommandReply>, LocalFault> {
-        let deadline = Instant::now() + within;
+        bounds: QueryBounds,
+    ) -> Result<BatchReplies, LocalFault> {
+        let deadline = Instant::now() + bounds.within;
         let _slot = self.engine().query_slot();
         let job = self.job(context, batch)?;
         let run = positions(run, job.count)?;
-        let course = Course::new(self.query_entrance(), job, Backing::Query(Box::new(store)), Some(deadline));
+        let mut course = Course::new(self.query_entrance(), job, Backing::Query(Box::new(store)), Some(deadline));
+        course.reply_bytes_left = bounds.reply_bytes_max;
         Ok(course.finish(run)?.0)
     }
 
@@ -109,26 +118,36 @@ struct Course<'a> {
     /// The batch's fuel, without what those left out have burnt.
     budget: u64,
     settled: BTreeMap<u32, CommandReply>,
+    /// What the replies of commands that are run one by one may still take.
+    reply_bytes_left: usize,
 }
 
 impl<'a> Course<'a> {
     fn new(entrance: &'a Entrance, job: Job<'a>, backing: Backing, deadline: Option<Instant>) -> Self {
         let budget = job.limits.fuel_per_batch;
-        Course { entrance, job, backing, deadline, budget, settled: BTreeMap::new() }
+        Course { entrance, job, backing, deadline, budget, settled: BTreeMap::new(), reply_bytes_left: usize::MAX }
     }
 
-    fn finish(mut self, run: Vec<u32>) -> Result<(Vec<CommandReply>, Backing), LocalFault> {
-        self.together(run)?;
-        Ok((self.settled.into_values().collect(), self.backing))
+    fn finish(mut self, run: Vec<u32>) -> Result<(BatchReplies, Backing), LocalFault> {
+        let replies = match self.together(run)? {
+            Some(whole) => whole,
+            None => BatchReplies::Each(self.settled.into_values().collect()),
+        };
+        Ok((replies, self.backing))
     }
 
-    fn together(&mut self, mut run: Vec<u32>) -> Result<(), LocalFault> {
+    /// Settles them all. If the first run went well, its replies are all there is, and nothing is taken apart.
+    fn together(&mut self, mut run: Vec<u32>) -> Result<Option<BatchReplies>, LocalFault> {
         let mut culprits = 0;
         while !run.is_empty() {
             let Attempt { verdict, burnt, .. } = self.attempt(&run)?;
             if let Verdict::Done(replies) = verdict {
-                self.settled.extend(run.into_iter().zip(replies));
-                return Ok(());
+                let replies = BatchReplies::Whole(replies);
+                if self.settled.is_empty() {
+                    return Ok(Some(replies));
+                }
+                self.settled.extend(run.into_iter().zip(replies.into_each()));
+                return Ok(None);
             }
             if let Backing::Command(store) = &mut self.backing {
                 store.discard();
@@ -143,16 +162,16 @@ impl<'a> Course<'a> {
                     run.drain(at..).for_each(|position| self.fail(position, Failure::BatchBudget));
                 }
                 Verdict::Deadline(at) => self.fail(run.remove(at), Failure::QueryTimeout),
-                _ => return self.one_by_one(run),
+                _ => return self.one_by_one(run).map(|()| None),
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Each on its own instance; its writes stay if it succeeds.
     fn one_by_one(&mut self, run: Vec<u32>) -> Result<(), LocalFault> {
         for position in run {
-            if self.budget == 0 {
+            if self.budget == 0 || self.reply_bytes_left == 0 {
                 self.fail(position, Failure::BatchBudget);
                 continue;
             }
@@ -163,6 +182,8 @@ impl<'a> Course<'a> {
             self.budget = budget;
             let failure = match verdict {
                 Verdict::Done(replies) => {
+                    self.reply_bytes_left = self.reply_bytes_left.saturating_sub(replies.archive().len());
+                    let replies = BatchReplies::Whole(replies).into_each();
                     self.settled.extend(replies.into_iter().map(|reply| (position, reply)));
                     continue;
                 }

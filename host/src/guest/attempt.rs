@@ -9,7 +9,7 @@ use super::fault::{End, LocalFault, judge};
 use super::host::{self, Backing, Meter, Room};
 use super::limits::Limits;
 use super::reply;
-use crate::outcome::{CommandReply, Failure};
+use crate::outcome::{Failure, ModuleReplies};
 
 /// One of the two functions that take a batch, ready to be instantiated.
 pub(super) struct Entrance {
@@ -22,7 +22,7 @@ pub(super) struct Entrance {
 /// How a run ended.
 pub(super) enum Verdict {
     /// One reply for each position.
-    Done(Vec<CommandReply>),
+    Done(ModuleReplies),
     /// The command at this place of the run is to blame.
     Culprit(usize, Failure),
     /// From this place of the run on the batch had no fuel.
@@ -119,7 +119,7 @@ impl Entrance {
         if meter.begun != meter.run.len() && !silent {
             return Verdict::Unclear(Failure::InvalidReply("begin was not called for each command".into()));
         }
-        match reply::split(archive, meter.run.len(), limits) {
+        match reply::check(archive, meter.run.len(), limits) {
             Err(failure) => Verdict::Unclear(failure),
             Ok(replies) => match reply::first_invalid(&replies) {
                 Some((at, failure)) => Verdict::Culprit(at, failure),

@@ -3,35 +3,32 @@
 
 use ::http::{HeaderName, HeaderValue};
 use bytes::Bytes;
-use raftlet_machine::{ArchivedReply, Replies};
+use raftlet_machine::ArchivedReply;
 
 use super::limits::Limits;
-use crate::outcome::{CommandReply, Failure, ModuleReply};
+use crate::outcome::{Failure, ModuleReplies};
 
 /// The answer as a whole can't be used, so no reply can be told from another.
-pub(super) fn split(archive: Vec<u8>, expected: usize, limits: &Limits) -> Result<Vec<CommandReply>, Failure> {
+pub(super) fn check(archive: Vec<u8>, expected: usize, limits: &Limits) -> Result<ModuleReplies, Failure> {
     if archive.len() > limits.reply_bytes_max as usize {
         let (bytes, max) = (archive.len(), limits.reply_bytes_max);
         return Err(Failure::InvalidReply(format!("the replies have {bytes} bytes, {max} are allowed")));
     }
-    let archive = Bytes::from(archive);
     // Its text comes from a library: a reply must not depend on that library's wording.
-    let Ok(replies) = Replies::access(&archive) else {
+    let Ok(replies) = ModuleReplies::new(Bytes::from(archive)) else {
         return Err(Failure::InvalidReply("not an archive of replies".into()));
     };
-    let count = replies.replies.len();
+    let count = replies.get().len();
     if count != expected {
         return Err(Failure::InvalidReply(format!("{count} replies for {expected} commands")));
     }
-    Ok((0..count).map(|at| ModuleReply::new(archive.clone(), at)).map(CommandReply::Module).collect())
+    Ok(replies)
 }
 
 /// Why HTTP can't carry the first reply that it can't carry, with its place among the replies.
-pub(super) fn first_invalid(replies: &[CommandReply]) -> Option<(usize, Failure)> {
-    replies.iter().enumerate().find_map(|(at, reply)| match reply {
-        CommandReply::Module(reply) => invalid(reply.get()).map(|why| (at, Failure::InvalidReply(why))),
-        CommandReply::Failed(_) | CommandReply::Replayed(_) => None,
-    })
+pub(super) fn first_invalid(replies: &ModuleReplies) -> Option<(usize, Failure)> {
+    let mut replies = replies.get().iter().enumerate();
+    replies.find_map(|(at, reply)| invalid(reply).map(|why| (at, Failure::InvalidReply(why))))
 }
 
 fn invalid(reply: &ArchivedReply) -> Option<String> {
@@ -71,13 +68,13 @@ const HOST_HEADERS: [&str; 9] = [
 
 #[cfg(test)]
 mod tests {
-    use raftlet_machine::{Header, Reply};
+    use raftlet_machine::{Header, Replies, Reply};
 
     use super::*;
 
     fn judged(reply: Reply) -> Option<Failure> {
         let archive = Replies { replies: vec![reply] }.to_bytes();
-        first_invalid(&split(archive, 1, &Limits::default()).unwrap()).map(|(_, failure)| failure)
+        first_invalid(&check(archive, 1, &Limits::default()).unwrap()).map(|(_, failure)| failure)
     }
 
     fn reply(status: u16, name: &str, value: &[u8]) -> Reply {
@@ -106,12 +103,12 @@ mod tests {
     fn the_archive_is_checked_as_a_whole() {
         let limits = Limits::default();
         let archive = Replies { replies: vec![reply(200, "etag", b"")] }.to_bytes();
-        assert_eq!(split(archive.clone(), 1, &limits).unwrap().len(), 1);
-        assert!(split(archive.clone(), 2, &limits).is_err());
-        assert!(split(archive[..archive.len() - 1].to_vec(), 1, &limits).is_err());
-        assert!(split(Vec::new(), 0, &limits).is_err());
-        assert!(split(archive.clone(), 1, &Limits { reply_bytes_max: 8, ..limits }).is_err());
+        assert_eq!(check(archive.clone(), 1, &limits).unwrap().get().len(), 1);
+        assert!(check(archive.clone(), 2, &limits).is_err());
+        assert!(check(archive[..archive.len() - 1].to_vec(), 1, &limits).is_err());
+        assert!(check(Vec::new(), 0, &limits).is_err());
+        assert!(check(archive.clone(), 1, &Limits { reply_bytes_max: 8, ..limits }).is_err());
         let exact = Limits { reply_bytes_max: archive.len() as u32, ..limits };
-        assert!(split(archive, 1, &exact).is_ok());
+        assert!(check(archive, 1, &exact).is_ok());
     }
 }

@@ -60,9 +60,10 @@ impl Drop for Charge<'_> {
     }
 }
 
-/// The whole body. One copy: out of the connection's buffer.
+/// The whole body, of at most `bytes_max`. One copy: out of the connection's buffer.
 pub(super) async fn collect(
     body: &mut Incoming,
+    bytes_max: usize,
     limits: &HttpLimits,
     budget: &BodyBudget,
 ) -> Result<Vec<u8>, BodyError> {
@@ -71,14 +72,14 @@ pub(super) async fn collect(
     }
     // Exact if there is a Content-Length, else 0.
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-    if announced > limits.body_bytes_max {
+    if announced > bytes_max {
         return Err(BodyError::TooLarge);
     }
     let mut bytes = Vec::with_capacity(announced);
     let mut charge = Charge { budget, bytes: 0 };
     let mut pace = Pace { timeout: limits.body_read_timeout, period_bytes: 0, timer: None };
     while let Some(chunk) = pace.next(body).await? {
-        if chunk.len() > limits.body_bytes_max - bytes.len() {
+        if chunk.len() > bytes_max - bytes.len() {
             return Err(BodyError::TooLarge);
         }
         charge.grow(bytes.len() + chunk.len(), limits.bodies_bytes_max)?;

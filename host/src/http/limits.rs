@@ -7,6 +7,8 @@ use std::time::Duration;
 pub struct HttpLimits {
     /// Bytes of one request's body. Over it: 413.
     pub body_bytes_max: usize,
+    /// Bytes of a batch's body, and of the batch's archive. Over it: 413.
+    pub bulk_bytes_max: usize,
     /// Bytes that bodies still being received may hold together. Bodies up to 16 KiB are not counted, the
     /// connections bound them. Over it: 503.
     pub bodies_bytes_max: usize,
@@ -30,6 +32,7 @@ impl Default for HttpLimits {
     fn default() -> Self {
         HttpLimits {
             body_bytes_max: 1 << 20,
+            bulk_bytes_max: 8 << 20,
             bodies_bytes_max: 128 << 20,
             header_bytes_max: 32 << 10,
             headers_max: 100,

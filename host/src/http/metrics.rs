@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 pub enum RequestClass {
     Command,
     Query,
-    /// A page under `/_/`, or a request that could be assigned to no one.
+    /// A batch of commands or queries.
+    Bulk,
+    /// Another page under `/_/`, or a request that could be assigned to no one.
     Host,
 }
 
@@ -23,7 +25,7 @@ pub enum StatusClass {
 /// Plain atomics, read and written without any order between them.
 #[derive(Debug, Default)]
 pub struct HttpMetrics {
-    requests: [[AtomicU64; 4]; 3],
+    requests: [[AtomicU64; 4]; 4],
     /// Gauge: requests whose head has arrived and whose reply is not made yet.
     pub requests_in_flight: AtomicU64,
     /// Gauge.
@@ -44,13 +46,15 @@ pub struct HttpMetrics {
 }
 
 impl RequestClass {
-    pub const ALL: [RequestClass; 3] = [RequestClass::Command, RequestClass::Query, RequestClass::Host];
+    pub const ALL: [RequestClass; 4] =
+        [RequestClass::Command, RequestClass::Query, RequestClass::Bulk, RequestClass::Host];
 
-    /// The label's value: `command`, `query` or `host`.
+    /// The label's value: `command`, `query`, `bulk` or `host`.
     pub fn name(self) -> &'static str {
         match self {
             RequestClass::Command => "command",
             RequestClass::Query => "query",
+            RequestClass::Bulk => "bulk",
             RequestClass::Host => "host",
         }
     }

@@ -112,6 +112,37 @@ impl Problem {
         Problem { outcome: Outcome::Unknown, ..Problem::new(status, "invalid-status", title, detail) }
     }
 
+    /// The reply can't be part of the answer to its batch. A command has taken effect.
+    pub(super) fn replies_too_large(is_query: bool) -> Self {
+        if is_query {
+            let detail = "the replies to the batch have reached their limit; ask for the rest in another one";
+            return Problem::unavailable("batch-budget", "The batch's replies are too large", detail);
+        }
+        let detail = "the command was run, but the replies to its batch are too large together; with an \
+                      idempotency-key it can be sent again, alone, for its reply";
+        let (status, title) = (StatusCode::INTERNAL_SERVER_ERROR, "The batch's replies are too large");
+        Problem { outcome: Outcome::Unknown, ..Problem::new(status, "replies-too-large", title, detail) }
+    }
+
+    /// A batch with a request that can't be read or isn't allowed. None of them was run.
+    pub(super) fn bad_batch(detail: impl Into<String>) -> Self {
+        Problem::bad_request("bad-batch", "The batch can't be used", detail)
+    }
+
+    /// A batch that was received whole and exceeds a limit. None of its requests was run.
+    pub(super) fn batch_too_large(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The batch is too large", detail)
+    }
+
+    pub(super) fn bad_key(why: impl Into<String>) -> Self {
+        Problem::bad_request("bad-idempotency-key", "The Idempotency-Key can't be used", why)
+    }
+
+    pub(super) fn unsupported_media_type(detail: impl Into<String>) -> Self {
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        Problem::new(status, "unsupported-media-type", "No form of a batch", detail)
+    }
+
     pub(super) fn body_too_large(limit_bytes: usize) -> Self {
         let detail = format!("the body has more than the {limit_bytes} bytes that are allowed");
         let title = "The request is too large";

@@ -39,6 +39,16 @@ pub(super) fn from_answer(answer: Answer, mut headers: HeaderMap, version: Versi
     from_reply(&answer.reply, headers, version, is_head)
 }
 
+/// What a single request would have got, without its index and term.
+pub(super) fn of_one(reply: &CommandReply, is_head: bool) -> Reply {
+    from_reply(reply, HeaderMap::new(), Version::HTTP_11, is_head)
+}
+
+/// The same for what the host says.
+pub(super) fn of_problem(problem: Problem) -> Reply {
+    problem.into_reply(HeaderMap::new(), Version::HTTP_11, false)
+}
+
 fn from_reply(reply: &CommandReply, mut headers: HeaderMap, version: Version, is_head: bool) -> Reply {
     match reply {
         CommandReply::Module(reply) => from_module(reply, headers, version, is_head),
@@ -61,7 +71,7 @@ fn from_module(reply: &ModuleReply, mut headers: HeaderMap, version: Version, is
         // A name or value that HTTP can't carry is left out: the command has taken effect, and its reply must not
         // be lost for a header.
         let Ok(name) = HeaderName::from_bytes(header.name.as_bytes()) else { continue };
-        if HOST_HEADERS.contains(&name.as_str()) || name.as_str().starts_with("raftlet-") {
+        if is_hosts(name.as_str()) {
             continue;
         }
         if let Ok(value) = HeaderValue::from_bytes(header.value.as_slice()) {
@@ -74,6 +84,16 @@ fn from_module(reply: &ModuleReply, mut headers: HeaderMap, version: Version, is
         headers.insert(CONTENT_TYPE, value);
     }
     build(code, headers, reply.body(), is_head)
+}
+
+/// Whether a module can't set this header (in lower case).
+pub(super) fn is_hosts(name: &str) -> bool {
+    HOST_HEADERS.contains(&name) || name.starts_with("raftlet-")
+}
+
+/// Whether a reply with this status has no body.
+pub(super) fn is_bodiless(status: u16) -> bool {
+    matches!(status, 204 | 205 | 304)
 }
 
 /// The common types without an allocation.
@@ -89,8 +109,7 @@ fn content_type(name: &str) -> Option<HeaderValue> {
 
 /// The last step of every reply: leaves out a body that HTTP forbids (RFC 9110 §6.4.1).
 pub(super) fn build(status: StatusCode, mut headers: HeaderMap, body: Bytes, is_head: bool) -> Reply {
-    let bodiless = matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED);
-    let body = if bodiless {
+    let body = if is_bodiless(status.as_u16()) {
         Bytes::new()
     } else if is_head {
         // What GET would have had. Said here, because HTTP/2 would otherwise send the body.

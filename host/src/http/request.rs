@@ -54,6 +54,12 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<Header>, Str
         }
         bare => bare.to_vec(),
     };
+    check_key(&key)?;
+    Ok(Some(Header { name: IDEMPOTENCY_KEY.to_owned(), value: key }))
+}
+
+/// Whether a bare key can be one.
+pub(super) fn check_key(key: &[u8]) -> Result<(), String> {
     if !(1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) {
         let len = key.len();
         return Err(format!("the Idempotency-Key has {len} bytes; it must have 1 to {IDEMPOTENCY_KEY_BYTES_MAX}"));
@@ -61,7 +67,7 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<Header>, Str
     if !key.iter().all(u8::is_ascii_graphic) {
         return Err("an Idempotency-Key is visible ASCII, without spaces".into());
     }
-    Ok(Some(Header { name: IDEMPOTENCY_KEY.to_owned(), value: key }))
+    Ok(())
 }
 
 /// The text of a structured field's string; nothing may follow it.
@@ -106,6 +112,12 @@ pub(super) fn consistency(query: &str) -> Result<(Consistency, String), BadConsi
         rest.push_str(parameter);
     }
     Ok((found.unwrap_or(Consistency::Linearizable), rest))
+}
+
+/// Whether a query string has the host's parameter.
+pub(super) fn names_consistency(query: &str) -> bool {
+    let is_it = |parameter: &str| parameter.split('=').next() == Some(CONSISTENCY);
+    query.contains(CONSISTENCY) && query.split('&').any(is_it)
 }
 
 #[cfg(test)]

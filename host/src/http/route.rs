@@ -16,11 +16,11 @@ use super::metrics::{Gauge, RequestClass};
 use super::problem::Problem;
 use super::pulse::Pulse;
 use super::reply::{self, Reply};
-use super::server::App;
-use super::{Api, Consistency, request};
+use super::server::{App, Room};
+use super::{Api, Consistency, bulk, request};
 
 /// Paths that begin so are the host's.
-const HOST_PREFIX: &str = "/_/";
+pub(super) const HOST_PREFIX: &str = "/_/";
 
 /// What the requests of one connection share.
 pub(super) struct Connection<A> {
@@ -58,6 +58,13 @@ async fn dispatch<A: Api>(
         Ok(method) => method,
         Err(problem) => return (RequestClass::Host, Err(problem)),
     };
+    if parts.uri.path() == bulk::PATH {
+        if method != Method::Post {
+            let problem = Problem::method_not_allowed(parts.method.as_str(), bulk::METHODS);
+            return (RequestClass::Bulk, Err(problem));
+        }
+        return (RequestClass::Bulk, bulk::answer(link, parts, body).await);
+    }
     if parts.uri.path().starts_with(HOST_PREFIX) {
         return (RequestClass::Host, host_page(link, parts, method));
     }
@@ -75,8 +82,11 @@ fn check_head<A: Api>(link: &Connection<A>, parts: &Parts) -> Result<Method, Pro
         return Err(Problem::too_many_headers(limit));
     }
     let Some(method) = request::method(&parts.method) else {
-        let is_host = parts.uri.path().starts_with(HOST_PREFIX);
-        let allow = if is_host { request::HOST_METHODS } else { request::MODULE_METHODS };
+        let allow = match parts.uri.path() {
+            bulk::PATH => bulk::METHODS,
+            path if path.starts_with(HOST_PREFIX) => request::HOST_METHODS,
+            _ => request::MODULE_METHODS,
+        };
         return Err(Problem::method_not_allowed(parts.method.as_str(), allow));
     };
     if !parts.uri.path().starts_with('/') {
@@ -95,8 +105,7 @@ async fn command<A: Api>(
     body: &mut Incoming,
     method: Method,
 ) -> Result<Reply, Problem> {
-    let key = request::idempotency_key(&parts.headers)
-        .map_err(|why| Problem::bad_request("bad-idempotency-key", "The Idempotency-Key can't be used", why))?;
+    let key = request::idempotency_key(&parts.headers).map_err(Problem::bad_key)?;
     let query = parts.uri.query().unwrap_or_default().to_owned();
     let mut request = to_request(link, parts, body, method, query).await?;
     request.headers.extend(key);
@@ -116,7 +125,7 @@ async fn query<A: Api>(
     Ok(reply::from_answer(answer, emptied(parts), parts.version, method == Method::Head))
 }
 
-fn consistency(parts: &Parts) -> Result<(Consistency, String), Problem> {
+pub(super) fn consistency(parts: &Parts) -> Result<(Consistency, String), Problem> {
     request::consistency(parts.uri.query().unwrap_or_default()).map_err(|request::BadConsistency| {
         let detail = "consistency is stale or linearizable, and is said once";
         Problem::bad_request("bad-consistency", "Unknown consistency", detail)
@@ -131,21 +140,26 @@ async fn to_request<A: Api>(
     query: String,
 ) -> Result<Request, Problem> {
     let room = &link.app.room;
-    let body = body::collect(body, &room.limits, &room.bodies).await.map_err(|error| match error {
-        BodyError::TooLarge => Problem::body_too_large(room.limits.body_bytes_max),
+    let body = collect(room, body, room.limits.body_bytes_max).await?;
+    let headers = request::forwarded(&parts.headers);
+    Ok(Request { method, path: parts.uri.path().to_owned(), query, headers, body })
+}
+
+/// The whole body, if it may be had.
+pub(super) async fn collect(room: &Room, body: &mut Incoming, bytes_max: usize) -> Result<Vec<u8>, Problem> {
+    body::collect(body, bytes_max, &room.limits, &room.bodies).await.map_err(|error| match error {
+        BodyError::TooLarge => Problem::body_too_large(bytes_max),
         BodyError::NoRoom => Problem::bodies_too_many(),
         BodyError::Broken(error) => Problem::body_broken(&error.to_string()),
         BodyError::TooSlow => {
             room.metrics.body_timeouts.fetch_add(1, Relaxed);
             Problem::body_too_slow()
         }
-    })?;
-    let headers = request::forwarded(&parts.headers);
-    Ok(Request { method, path: parts.uri.path().to_owned(), query, headers, body })
+    })
 }
 
 /// The request's header map, to be used for the reply: hyper hands it back to the next request's parser.
-fn emptied(parts: &mut Parts) -> HeaderMap {
+pub(super) fn emptied(parts: &mut Parts) -> HeaderMap {
     let mut headers = std::mem::take(&mut parts.headers);
     headers.clear();
     headers

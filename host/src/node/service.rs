@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use bytes::Bytes;
 use raftlet_machine::Request;
 
 use crate::batcher::{Batcher, Reads};
@@ -15,7 +16,7 @@ use crate::http::{
 };
 use crate::log::{SledLog, Space};
 use crate::metrics::Metrics;
-use crate::outcome::{Answer, Refusal};
+use crate::outcome::{Answer, BatchAnswer, Refusal};
 use crate::raft::Consensus;
 use crate::state_machine::health::{Health, Why};
 use crate::state_machine::sessions::SessionLimits;
@@ -75,6 +76,14 @@ impl Service {
         Ok(())
     }
 
+    fn open_to_commands(&self) -> Result<(), Refusal> {
+        self.open(true)?;
+        match self.consensus.proposals.no_room() {
+            Some(why) => Err(Refusal::DiskFull(why)),
+            None => Ok(()),
+        }
+    }
+
     fn disk(&self) -> DiskStatus {
         let state = self.space.state();
         DiskStatus {
@@ -88,11 +97,24 @@ impl Service {
 
 impl Api for Service {
     async fn command(&self, request: Request) -> Result<Answer, Refusal> {
-        self.open(true)?;
-        if let Some(why) = self.consensus.proposals.no_room() {
-            return Err(Refusal::DiskFull(why));
-        }
+        self.open_to_commands()?;
         self.batcher.submit(request).await
+    }
+
+    async fn command_batch(&self, archive: Bytes, commands: usize) -> Result<BatchAnswer, Refusal> {
+        self.open_to_commands()?;
+        self.batcher.submit_batch(archive, commands).await
+    }
+
+    async fn query_batch(
+        &self,
+        archive: Bytes,
+        queries: usize,
+        consistency: Consistency,
+    ) -> Result<BatchAnswer, Refusal> {
+        let stale = consistency == Consistency::Stale;
+        self.open(!stale)?;
+        self.reads.query_batch(archive, queries, stale).await
     }
 
     async fn query(&self, request: Request, consistency: Consistency) -> Result<Answer, Refusal> {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use raftlet_machine::Request;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -12,7 +13,7 @@ use tokio::sync::watch;
 use crate::config::NodeConfig;
 use crate::http::{Api, Consistency, HttpLimits, Server, Status};
 use crate::log::SledLog;
-use crate::outcome::{Answer, Refusal};
+use crate::outcome::{Answer, BatchAnswer, Refusal};
 use crate::raft::identity::Identity;
 use crate::raft::reconcile;
 use crate::raft::reload::{self, Reload};
@@ -77,6 +78,14 @@ impl Api for Starting {
     }
 
     async fn query(&self, _: Request, _: Consistency) -> Result<Answer, Refusal> {
+        Err(Refusal::Held(self.seen.borrow().clone()))
+    }
+
+    async fn command_batch(&self, _: Bytes, _: usize) -> Result<BatchAnswer, Refusal> {
+        Err(Refusal::Held(self.seen.borrow().clone()))
+    }
+
+    async fn query_batch(&self, _: Bytes, _: usize, _: Consistency) -> Result<BatchAnswer, Refusal> {
         Err(Refusal::Held(self.seen.borrow().clone()))
     }
 

@@ -4,10 +4,10 @@
 
 use super::Published;
 use super::overlay::Writes;
-use crate::outcome::{CommandReply, Failure};
+use crate::outcome::{BatchReplies, Failure, ReplyView};
 
 /// The link of one batch. BLAKE3 over: previous link, index, writes in key order, replies in command order.
-pub fn link(previous: &[u8; 32], index: u64, writes: &Writes, replies: &[CommandReply]) -> [u8; 32] {
+pub fn link(previous: &[u8; 32], index: u64, writes: &Writes, replies: &BatchReplies) -> [u8; 32] {
     let mut chain = Chain(blake3::Hasher::new());
     chain.0.update(previous);
     chain.number(index);
@@ -23,7 +23,7 @@ pub fn link(previous: &[u8; 32], index: u64, writes: &Writes, replies: &[Command
         }
     }
     chain.number(replies.len() as u64);
-    for reply in replies {
+    for reply in replies.iter() {
         chain.reply(reply);
     }
     *chain.0.finalize().as_bytes()
@@ -122,10 +122,9 @@ impl Chain {
         self.0.update(bytes);
     }
 
-    fn reply(&mut self, reply: &CommandReply) {
+    fn reply(&mut self, reply: ReplyView<'_>) {
         match reply {
-            CommandReply::Module(reply) => {
-                let reply = reply.get();
+            ReplyView::Module(reply) => {
                 self.number(u64::from(reply.status.to_native()));
                 self.bytes(reply.content_type.as_bytes());
                 self.number(reply.headers.len() as u64);
@@ -135,10 +134,10 @@ impl Chain {
                 }
                 self.bytes(&reply.body);
             }
-            CommandReply::Replayed(first) => self.reply(first),
+            ReplyView::Replayed(first) => self.reply(first.view()),
             // The kind decides; the texts are for people. (Records of idempotency keys hold them, so that a repetition
             // gets the same: worded anew, they need a new format there.)
-            CommandReply::Failed(failure) => self.number(match failure {
+            ReplyView::Failed(failure) => self.number(match failure {
                 Failure::Trap(_) => 1001,
                 Failure::OutOfFuel => 1002,
                 Failure::OutOfMemory => 1003,
@@ -156,21 +155,39 @@ impl Chain {
 
 #[cfg(test)]
 mod tests {
+    use raftlet_machine::{Header, Replies, Reply};
+
     use super::*;
+    use crate::outcome::CommandReply;
     use crate::state_machine::map::Map;
     use crate::state_machine::overlay::Overlay;
 
     #[test]
     fn a_link_covers_the_link_before_it_the_index_and_the_replies() {
         let (_, writes) = Overlay::new(Map::default()).finish();
-        let failed = |failure| [CommandReply::Failed(failure)];
-        let link =
-            |previous: u8, index, replies: &[CommandReply]| super::link(&[previous; 32], index, &writes, replies);
+        let failed = |failure| BatchReplies::Each(vec![CommandReply::Failed(failure)]);
+        let link = |previous: u8, index, replies: &BatchReplies| super::link(&[previous; 32], index, &writes, replies);
         let one = link(1, 7, &failed(Failure::OutOfFuel));
         assert_eq!(one, link(1, 7, &failed(Failure::OutOfFuel)));
         assert_ne!(one, link(2, 7, &failed(Failure::OutOfFuel)));
         assert_ne!(one, link(1, 8, &failed(Failure::OutOfFuel)));
         assert_ne!(one, link(1, 7, &failed(Failure::OutOfMemory)));
-        assert_ne!(one, link(1, 7, &[]));
+        assert_ne!(one, link(1, 7, &BatchReplies::Each(Vec::new())));
+    }
+
+    #[test]
+    fn a_link_is_the_same_whether_the_replies_are_an_archive_or_taken_apart() {
+        let (_, writes) = Overlay::new(Map::default()).finish();
+        let header = Header { name: "etag".into(), value: b"1".to_vec() };
+        let reply = |body: &[u8]| Reply {
+            status: 201,
+            content_type: "text/plain".into(),
+            headers: vec![header.clone()],
+            body: body.to_vec(),
+        };
+        let archive = Replies { replies: vec![reply(b"a"), reply(b"")] }.to_bytes();
+        let whole = BatchReplies::whole(archive.into()).unwrap();
+        let each = BatchReplies::Each(whole.clone().into_each());
+        assert_eq!(link(&[1; 32], 7, &writes, &whole), link(&[1; 32], 7, &writes, &each));
     }
 }

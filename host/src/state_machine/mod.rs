@@ -29,7 +29,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::guest::Module;
-use crate::outcome::CommandReply;
+use crate::outcome::BatchReplies;
 use crate::raft::types::{BatchId, LogId, StoredMembership};
 use map::Map;
 use sessions::Sessions;
@@ -44,7 +44,7 @@ pub use ring::{INDICES_MAX, Short};
 /// Is told what was applied, after it can be read. Called on the apply thread, in log order.
 pub trait Applied: Send + Sync + 'static {
     /// This batch was applied. `replies` are in the order of its commands.
-    fn applied(&self, id: BatchId, log_id: LogId, replies: Vec<CommandReply>);
+    fn applied(&self, id: BatchId, log_id: LogId, replies: BatchReplies);
     /// An entry of this term was applied: what was handed over for an earlier term and was not applied, never will be.
     fn term_began(&self, term: u64);
     /// This batch was applied, but its replies may be wrong: the state is in doubt. Told in place of `applied`, and before

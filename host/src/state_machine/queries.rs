@@ -5,11 +5,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::Published;
-use crate::guest::STACK_BYTES;
-use crate::outcome::{CommandReply, Failure};
+use crate::guest::{QueryBounds, STACK_BYTES};
+use crate::outcome::{BatchReplies, CommandReply, Failure, Run};
 use crate::raft::codec::log_id;
 
 /// A query may be cut by time, unlike a command: nothing depends on it but its client.
@@ -18,9 +19,9 @@ const HOST_STACK_BYTES: usize = 4 << 20;
 
 struct Job {
     state: Arc<Published>,
-    batch: Vec<u8>,
-    count: usize,
-    done: oneshot::Sender<Result<Vec<CommandReply>, String>>,
+    batch: Bytes,
+    run: Run,
+    done: oneshot::Sender<Result<BatchReplies, String>>,
 }
 
 /// The query threads. Cloning is cheap; they end when the last clone is dropped.
@@ -40,7 +41,7 @@ impl Queries {
                     loop {
                         let next = incoming.lock().expect("no code panics under this lock").recv();
                         let Ok(job) = next else { return };
-                        let run = || run(&job.state, &job.batch, job.count);
+                        let run = || run(&job.state, &job.batch, &job.run);
                         let result = catch_unwind(AssertUnwindSafe(run));
                         let _ = job.done.send(result.unwrap_or_else(|_| Err("a query thread panicked".into())));
                     }
@@ -50,19 +51,21 @@ impl Queries {
         Ok(Queries { jobs })
     }
 
-    /// Runs an archived batch of `count` queries on `state`. An error is this machine's, not the queries'.
-    pub async fn run(&self, state: Arc<Published>, batch: Vec<u8>, count: usize) -> Result<Vec<CommandReply>, String> {
+    /// Runs these queries of an archived batch on `state`. An error is this machine's, not the queries'.
+    pub async fn run(&self, state: Arc<Published>, batch: Bytes, run: Run) -> Result<BatchReplies, String> {
         let (done, result) = oneshot::channel();
         let gone = || "the query threads have stopped".to_string();
-        self.jobs.send(Job { state, batch, count, done }).map_err(|_| gone())?;
+        self.jobs.send(Job { state, batch, run, done }).map_err(|_| gone())?;
         result.await.map_err(|_| gone())?
     }
 }
 
-fn run(state: &Published, batch: &[u8], count: usize) -> Result<Vec<CommandReply>, String> {
+fn run(state: &Published, batch: &[u8], run: &Run) -> Result<BatchReplies, String> {
     let Some(module) = &state.module else {
-        return Ok(vec![CommandReply::Failed(Failure::NoModule); count]);
+        return Ok(BatchReplies::Each(vec![CommandReply::Failed(Failure::NoModule); run.positions.len()]));
     };
     let context = state.context(state.applied.unwrap_or_else(|| log_id(0, 0)));
-    module.query(&context, batch, &[], state.map.clone(), QUERY_TIME_MAX).map_err(|e| e.to_string())
+    let positions: Vec<u32> = run.positions.clone().collect();
+    let bounds = QueryBounds { within: QUERY_TIME_MAX, reply_bytes_max: run.reply_bytes_max };
+    module.query(&context, batch, &positions, state.map.clone(), bounds).map_err(|e| e.to_string())
 }

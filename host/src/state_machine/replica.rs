@@ -15,7 +15,7 @@ use super::snapshot::Loaded;
 use super::{Activation, Active, Pieces, Published};
 use crate::guest::{Context, Engine, LocalFault, Module};
 use crate::metrics::Metrics;
-use crate::outcome::{CommandReply, Failure};
+use crate::outcome::{BatchReplies, CommandReply, Failure, ReplyView};
 use crate::raft::types::{BatchId, Entry, Envelope, Kind, LogId, Proposal, StoredMembership};
 
 pub struct Replica {
@@ -28,7 +28,7 @@ pub struct Replica {
 pub struct Done {
     pub id: BatchId,
     pub log_id: LogId,
-    pub replies: Vec<CommandReply>,
+    pub replies: BatchReplies,
 }
 
 impl Replica {
@@ -104,7 +104,7 @@ impl Replica {
             // Archives are checked before they are logged, so this is the work of another program. All replicas see
             // the same bytes and drop them alike.
             tracing::error!(index = log_id.index, "the batch is no valid archive; it has no effect");
-            return Ok(Done { id, log_id, replies: Vec::new() });
+            return Ok(Done { id, log_id, replies: BatchReplies::Each(Vec::new()) });
         };
         let count = batch.commands.len();
         let context = self.state.context(log_id);
@@ -118,7 +118,7 @@ impl Replica {
         let (replies, overlay) = match &self.state.module {
             // For the module an empty `run` means all commands.
             Some(module) if to_run > 0 => module.apply(&context, bytes, run, overlay)?,
-            _ => (vec![CommandReply::Failed(Failure::NoModule); to_run], overlay),
+            _ => (BatchReplies::Each(vec![CommandReply::Failed(Failure::NoModule); to_run]), overlay),
         };
         let (map, writes) = overlay.finish();
         self.metrics.guest_seconds.observe(started.elapsed().as_secs_f64());
@@ -127,7 +127,7 @@ impl Replica {
             None => replies,
         };
         assert_eq!(replies.len(), count, "every command is answered");
-        let replays = replies.iter().filter(|reply| matches!(reply, CommandReply::Replayed(_))).count();
+        let replays = replies.iter().filter(|reply| matches!(reply, ReplyView::Replayed(_))).count();
         self.metrics.replays.inc_by(replays as u64);
         self.state.digest = digest::link(&self.state.digest, log_id.index, &writes, &replies);
         self.state.map = map;

@@ -8,7 +8,7 @@ use raftlet_machine::Batch;
 use super::digest;
 use super::overlay::Overlay;
 use super::replica::{Done, Replica};
-use crate::outcome::{CommandReply, Failure};
+use crate::outcome::{BatchReplies, CommandReply, Failure};
 use crate::raft::types::{Entry, Kind, Proposal};
 
 impl Replica {
@@ -23,7 +23,7 @@ impl Replica {
         state.time_ms = state.time_ms.max(envelope.time_ms);
         let batch = (envelope.kind == Kind::Batch).then(|| Batch::access(&bytes).ok()).flatten();
         let done = batch.map(|batch| {
-            let replies = vec![CommandReply::Failed(Failure::Skipped); batch.commands.len()];
+            let replies = BatchReplies::Each(vec![CommandReply::Failed(Failure::Skipped); batch.commands.len()]);
             let (_, writes) = Overlay::new(state.map.clone()).finish();
             state.digest = digest::link(&state.digest, log_id.index, &writes, &replies);
             state.first_command += replies.len() as u64;
@@ -44,6 +44,7 @@ mod tests {
     use super::*;
     use crate::guest::Engine;
     use crate::metrics::Metrics;
+    use crate::outcome::ReplyView;
     use crate::raft::codec::log_id;
     use crate::raft::types::{BatchId, Envelope};
 
@@ -64,7 +65,7 @@ mod tests {
         let batch = Batch { commands: vec![request(), request()] }.to_bytes();
         let mut replica = Replica::new(Engine::new().unwrap(), Arc::new(Metrics::default()));
         let done = replica.skip(entry(0, Kind::Batch, batch.into())).expect("somebody waits for it");
-        let skipped = |r: &CommandReply| matches!(r, CommandReply::Failed(Failure::Skipped));
+        let skipped = |r| matches!(r, ReplyView::Failed(Failure::Skipped));
         assert_eq!((done.id, done.replies.len(), done.replies.iter().all(skipped)), (id, 2, true));
         let state = replica.state();
         assert_eq!((state.applied_index(), state.first_command, state.time_ms, state.map.len()), (0, 3, 77, 0));

@@ -28,7 +28,7 @@ async fn an_apply_that_overtakes_the_hand_over_is_the_answer() {
     *b.port.term.lock().unwrap() = None;
     let task = b.submit(b"x");
     b.settle().await;
-    let replies = CommandReply::split(Replies { replies: vec![reply(b"x")] }.to_bytes().into()).unwrap();
+    let replies = BatchReplies::whole(Replies { replies: vec![reply(b"x")] }.to_bytes().into()).unwrap();
     b.tickets.applied(b.tickets.id(0), log_id(1, 5), replies);
     assert_eq!(body(task.await.unwrap()), b"x");
     *b.port.term.lock().unwrap() = Some(1);

@@ -111,7 +111,8 @@ fn a_query_reads_and_cannot_write() {
     let writing = mark_and(&[], "").module(Limits::default());
     let replies = writing.query(&CONTEXT, &batch, &[], Shelf::default(), LONG).unwrap();
     assert_eq!(letters(&replies), "TT");
-    assert!(failure(&replies[0]).contains("a query tried to write"), "{}", failure(&replies[0]));
+    let first = failure(&replies.into_each()[0]);
+    assert!(first.contains("a query tried to write"), "{first}");
 }
 
 #[test]
@@ -119,7 +120,7 @@ fn a_query_is_cut_by_the_clock_and_the_others_answered() {
     let limits = Limits { fuel_per_command: 1 << 50, fuel_per_batch: 1 << 60, ..Limits::default() };
     let endless = Guest::new("(if (i32.eq (local.get $at) (i32.const 1)) (then (call $forever))) (i32.const 0)");
     let module = endless.module(limits);
-    let within = Duration::from_millis(50);
+    let within = QueryBounds { within: Duration::from_millis(50), ..LONG };
     let replies = module.query(&CONTEXT, &batch_of(2), &[1], Shelf::default(), within).unwrap();
     assert_eq!(letters(&replies), "Q");
     let replies = module.query(&CONTEXT, &batch_of(2), &[0], Shelf::default(), LONG).unwrap();

@@ -14,13 +14,13 @@ use std::time::Duration;
 use raftlet_machine::{Batch, Method, Request};
 
 use super::*;
-use crate::outcome::{CommandReply, Failure};
+use crate::outcome::{BatchReplies, CommandReply, Failure, ReplyView};
 
 /// One for all tests: its pools take address space.
 pub(crate) static ENGINE: LazyLock<Engine> = LazyLock::new(|| Engine::new().unwrap());
 
 const CONTEXT: Context = Context { log_index: 7, term: 2, time_ms: 1_000, first_command: 100, seed: 3 };
-const LONG: Duration = Duration::from_secs(60);
+const LONG: QueryBounds = QueryBounds { within: Duration::from_secs(60), reply_bytes_max: usize::MAX };
 
 /// A store that is too simple to be wrong.
 #[derive(Clone, Default, Debug, PartialEq)]
@@ -95,17 +95,17 @@ fn batch_of(count: usize) -> Vec<u8> {
 }
 
 /// Replies in one letter each, so that a whole batch is one line.
-fn letters(replies: &[CommandReply]) -> String {
-    let letter = |reply: &CommandReply| match reply {
-        CommandReply::Module(_) => '.',
-        CommandReply::Failed(Failure::Trap(_)) => 'T',
-        CommandReply::Failed(Failure::OutOfFuel) => 'F',
-        CommandReply::Failed(Failure::OutOfMemory) => 'M',
-        CommandReply::Failed(Failure::BatchBudget) => 'B',
-        CommandReply::Failed(Failure::InvalidReply(_)) => 'I',
-        CommandReply::Failed(Failure::QueryTimeout) => 'Q',
-        CommandReply::Failed(other) => panic!("the guest room doesn't decide {other:?}"),
-        CommandReply::Replayed(_) => panic!("the guest room knows no keys"),
+fn letters(replies: &BatchReplies) -> String {
+    let letter = |reply: ReplyView| match reply {
+        ReplyView::Module(_) => '.',
+        ReplyView::Failed(Failure::Trap(_)) => 'T',
+        ReplyView::Failed(Failure::OutOfFuel) => 'F',
+        ReplyView::Failed(Failure::OutOfMemory) => 'M',
+        ReplyView::Failed(Failure::BatchBudget) => 'B',
+        ReplyView::Failed(Failure::InvalidReply(_)) => 'I',
+        ReplyView::Failed(Failure::QueryTimeout) => 'Q',
+        ReplyView::Failed(other) => panic!("the guest room doesn't decide {other:?}"),
+        ReplyView::Replayed(_) => panic!("the guest room knows no keys"),
     };
     replies.iter().map(letter).collect()
 }

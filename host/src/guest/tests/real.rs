@@ -31,11 +31,11 @@ fn puts(paths: &[&str]) -> Vec<u8> {
     Batch { commands }.to_bytes()
 }
 
-fn bodies(replies: &[CommandReply]) -> Vec<String> {
-    let body = |reply: &CommandReply| match reply {
-        CommandReply::Module(reply) => String::from_utf8_lossy(&reply.body()).trim_end().to_owned(),
-        CommandReply::Failed(failure) => failure.to_string(),
-        CommandReply::Replayed(_) => panic!("the guest room knows no keys"),
+fn bodies(replies: &BatchReplies) -> Vec<String> {
+    let body = |reply: ReplyView| match reply {
+        ReplyView::Module(reply) => String::from_utf8_lossy(&reply.body).trim_end().to_owned(),
+        ReplyView::Failed(failure) => failure.to_string(),
+        ReplyView::Replayed(_) => panic!("the guest room knows no keys"),
     };
     replies.iter().map(body).collect()
 }

@@ -1,6 +1,8 @@
 //! The listener over real sockets, with a node behind it that is only a table of answers. Here: that node and a client that
 //! writes and reads raw bytes.
 
+mod bulk;
+mod bulk_refusals;
 mod hosts_pages;
 mod limits;
 mod protocols;
@@ -13,14 +15,15 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use raftlet_machine::{Header, Replies, Reply, Request};
+use bytes::Bytes;
+use raftlet_machine::{Batch, Header, Replies, Reply, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::{Api, Consistency, HttpLimits, IdempotencyStatus, Member, MemberRole, ModuleStatus, Server, Status};
-use crate::outcome::{Answer, CommandReply, Failure, Refusal};
+use crate::outcome::{Answer, BatchAnswer, BatchReplies, CommandReply, Failure, Refusal};
 
 /// No test waits longer: a hanging server fails instead of hanging the run.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -43,6 +46,8 @@ pub(super) enum Behaviour {
 pub(super) struct Node {
     pub(super) behaviour: Mutex<Behaviour>,
     pub(super) seen: Mutex<Vec<(Request, Option<Consistency>)>>,
+    /// Archives of batches; the consistency is that of queries.
+    pub(super) batches: Mutex<Vec<(Bytes, Option<Consistency>)>>,
     pub(super) gate: Semaphore,
     /// Requests inside the node now.
     pub(super) inside: AtomicUsize,
@@ -80,6 +85,33 @@ impl Node {
         Ok(Answer { index: 42, term: 7, reply })
     }
 
+    /// To all its requests it behaves alike.
+    fn answer_batch(
+        &self,
+        archive: Bytes,
+        count: usize,
+        consistency: Option<Consistency>,
+    ) -> Result<BatchAnswer, Refusal> {
+        let batch = Batch::access(&archive).expect("what reaches the node is an archive");
+        assert_eq!(batch.commands.len(), count);
+        let echo = |body: &[u8]| Reply {
+            status: 200,
+            content_type: "text/plain".into(),
+            headers: vec![],
+            body: body.to_vec(),
+        };
+        let whole = |replies| BatchReplies::whole(Replies { replies }.to_bytes().into()).unwrap();
+        let replies = match self.behaviour.lock().unwrap().clone() {
+            Behaviour::Reply(reply) => whole(vec![reply; count]),
+            Behaviour::Refuse(refusal) => return Err(refusal),
+            Behaviour::Fail(failure) => BatchReplies::Each(vec![CommandReply::Failed(failure); count]),
+            Behaviour::Replay(first) => BatchReplies::Each(vec![CommandReply::Replayed(Box::new(first)); count]),
+            _ => whole(batch.commands.iter().map(|command| echo(&command.body)).collect()),
+        };
+        self.batches.lock().unwrap().push((archive, consistency));
+        Ok(BatchAnswer { index: 42, term: 7, replies })
+    }
+
     pub(super) fn behave(&self, behaviour: Behaviour) {
         *self.behaviour.lock().unwrap() = behaviour;
     }
@@ -100,6 +132,14 @@ impl Api for Node {
 
     async fn query(&self, request: Request, consistency: Consistency) -> Result<Answer, Refusal> {
         self.answer(request, Some(consistency)).await
+    }
+
+    async fn command_batch(&self, archive: Bytes, commands: usize) -> Result<BatchAnswer, Refusal> {
+        self.answer_batch(archive, commands, None)
+    }
+
+    async fn query_batch(&self, archive: Bytes, queries: usize, how: Consistency) -> Result<BatchAnswer, Refusal> {
+        self.answer_batch(archive, queries, Some(how))
     }
 
     fn status(&self) -> Status {
@@ -147,6 +187,7 @@ impl Rig {
         let node = Arc::new(Node {
             behaviour: Mutex::new(Behaviour::Echo),
             seen: Mutex::default(),
+            batches: Mutex::default(),
             gate: Semaphore::new(0),
             inside: AtomicUsize::new(0),
             ready: Mutex::new(Ok(())),

@@ -47,7 +47,10 @@ impl Pair {
         let payload = EntryPayload::Normal(Proposal { envelope, bytes: bytes.into() });
         let mut replies = self.replicas.iter_mut().map(|replica| {
             let entry = Entry { log_id: log_id(1, index), payload: payload.clone() };
-            replica.apply(entry).expect("no fault of this machine").map_or_else(Vec::new, |done| done.replies)
+            replica
+                .apply(entry)
+                .expect("no fault of this machine")
+                .map_or_else(Vec::new, |done| done.replies.into_each())
         });
         let (ours, theirs) = (replies.next().unwrap(), replies.next().unwrap());
         assert!(ours.iter().map(line).eq(theirs.iter().map(line)));

@@ -9,7 +9,7 @@ use raftlet_machine::{ArchivedBatch, ArchivedRequest, IDEMPOTENCY_KEY};
 
 use super::record::{Fingerprint, HEAD_BYTES};
 use super::{SessionLimits, Sessions};
-use crate::outcome::{CommandReply, Failure};
+use crate::outcome::{BatchReplies, CommandReply, Failure};
 
 /// For a batch that has commands with idempotency keys; without one there is nothing to plan.
 pub struct Plan<'a> {
@@ -130,13 +130,16 @@ impl Plan<'_> {
     /// If there isn't one reply for each position of [`Plan::run`].
     pub fn finish(
         mut self,
-        ran: Vec<CommandReply>,
+        ran: BatchReplies,
         sessions: &mut Sessions,
         now_ms: u64,
         first_command: u64,
-    ) -> Vec<CommandReply> {
+    ) -> BatchReplies {
         assert_eq!(ran.len(), self.run.len(), "every command that is run is answered");
-        let mut ran = ran.into_iter();
+        // If all are run these are the replies, and an archive of them stays one.
+        let all = self.run.len() == self.fates.len();
+        let whole = if all && matches!(ran, BatchReplies::Whole(_)) { Some(ran.clone()) } else { None };
+        let mut ran = ran.into_each().into_iter();
         let mut next = || ran.next().expect("there is one for each");
         let mut kept = HashSet::new();
         let mut replies: Vec<CommandReply> = Vec::with_capacity(self.fates.len());
@@ -157,7 +160,7 @@ impl Plan<'_> {
             };
             replies.push(reply);
         }
-        replies
+        whole.unwrap_or(BatchReplies::Each(replies))
     }
 }
 

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use raftlet_machine::{Batch, Header, IDEMPOTENCY_KEY, Method, Replies, Reply, Request};
 
 use super::*;
-use crate::outcome::{Failure, ModuleReply};
+use crate::outcome::{BatchReplies, Failure, ModuleReply};
 
 const LIMITS: SessionLimits = SessionLimits { window_ms: 100, keys_max: 90, bytes_max: 9_000 };
 
@@ -207,7 +207,7 @@ fn apply(sessions: &mut Sessions, number: u64, now_ms: u64, commands: &[Command]
         None => (0..commands.len()).map(run_one).collect(),
         Some(plan) => {
             let ran = plan.run().iter().map(|at| run_one(*at as usize)).collect();
-            plan.finish(ran, sessions, now_ms, number)
+            plan.finish(BatchReplies::Each(ran), sessions, now_ms, number).into_each()
         }
     };
     replies.iter().map(seen).collect()

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::guest::CommandStore;
+use crate::outcome::BatchReplies;
 use crate::state_machine::digest;
 use crate::state_machine::overlay::Overlay;
 use crate::state_machine::snapshot::Snapshots;
@@ -21,7 +22,7 @@ fn apply(state: &mut Published, number: u32) -> (Duration, Arc<Published>) {
         overlay.set(&key.to_be_bytes(), &[number as u8; 100]);
     }
     let (map, writes) = overlay.finish();
-    state.digest = digest::link(&state.digest, number.into(), &writes, &[]);
+    state.digest = digest::link(&state.digest, number.into(), &writes, &BatchReplies::Each(Vec::new()));
     state.map = map;
     let published = Arc::new(state.clone());
     (started.elapsed(), published)

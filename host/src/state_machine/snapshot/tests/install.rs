@@ -6,7 +6,7 @@ use openraft::storage::RaftStateMachine;
 
 use super::*;
 use crate::guest::Engine;
-use crate::outcome::CommandReply;
+use crate::outcome::BatchReplies;
 use crate::raft::types::{BatchId as Id, Entry, LogId, SnapshotFile};
 use crate::state_machine::snapshot::Snapshots;
 use crate::state_machine::{Applied, Backlog, Gate, Held, StateMachine, View, digest};
@@ -26,7 +26,7 @@ impl Told {
 }
 
 impl Applied for Told {
-    fn applied(&self, id: Id, _: LogId, _: Vec<CommandReply>) {
+    fn applied(&self, id: Id, _: LogId, _: BatchReplies) {
         self.note(format!("applied {}", id.sequence));
     }
 
