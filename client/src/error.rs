@@ -49,6 +49,12 @@ impl fmt::Display for Refusal {
 }
 
 impl Refusal {
+    /// Of a refusal without effect: it may pass. 503 comes with `Retry-After`; 504 is what a query gets in too long a
+    /// wait.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self.status, Some(503 | 504))
+    }
+
     /// One of the client's own.
     pub(crate) fn own(kind: &str, detail: impl Into<String>) -> Refusal {
         Refusal { status: None, kind: kind.to_owned(), detail: detail.into() }
@@ -83,9 +89,9 @@ impl Problem {
         Some(Problem { refusal, unknown: document.outcome != "rejected" })
     }
 
-    /// The same request may be answered when it is sent again: each such problem comes with `Retry-After`.
+    /// The same request may be answered when it is sent again.
     pub(crate) fn may_pass(&self) -> bool {
-        !self.unknown && self.refusal.status == Some(503)
+        !self.unknown && self.refusal.may_pass()
     }
 
     pub(crate) fn into_error(self) -> Error {

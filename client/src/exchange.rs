@@ -20,7 +20,7 @@ const REPLIES: &str = "application/vnd.raftlet.replies";
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Answered(Answer),
-    /// Nothing happened. 503: it may be sent again.
+    /// Nothing happened.
     Refused(Refusal),
     /// The node says that it doesn't know.
     Unknown(Refusal),

@@ -197,7 +197,8 @@ impl Queue {
         for (item, result) in items {
             let Some(caller) = inner.caller(item.ticket) else { continue };
             let doubt = caller.doubt;
-            caller.state = State::Done(result.map_err(|error| in_doubt(error, doubt)));
+            caller.state =
+                State::Done(result.map(|answer| answer.in_doubt(doubt)).map_err(|error| in_doubt(error, doubt)));
             wakers.extend(caller.waker.take());
         }
         drop(inner);

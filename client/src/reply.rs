@@ -13,6 +13,8 @@ pub(crate) struct Answer {
     count: usize,
     index: u64,
     term: u64,
+    /// An earlier attempt may have happened.
+    doubt: bool,
 }
 
 /// The module's reply to one request. A view: the replies that came with it stay in memory as long as this does, or a
@@ -38,13 +40,18 @@ impl Answer {
         if found != count {
             return Err(format!("{found} replies to {count} requests"));
         }
-        Ok(Answer { archive, first: 0, count, index, term })
+        Ok(Answer { archive, first: 0, count, index, term, doubt: false })
     }
 
     /// Those from `first` on. They must be within this answer.
     pub(crate) fn part(&self, first: usize, count: usize) -> Answer {
         assert!(first + count <= self.count, "a part is inside the whole");
         Answer { archive: self.archive.clone(), first: self.first + first, count, ..*self }
+    }
+
+    /// The same after an attempt that may have happened.
+    pub(crate) fn in_doubt(self, doubt: bool) -> Answer {
+        Answer { doubt, ..self }
     }
 
     /// Whether the reply at the first position looks like one that is worth a second try. `problem` knows.
@@ -65,6 +72,10 @@ impl Answer {
     fn reply(&self, position: usize) -> Result<Reply, Error> {
         assert!(position < self.count, "there are {} replies", self.count);
         match self.problem(position) {
+            // Only what is known of the first attempt settles what became of it.
+            Some(problem) if self.doubt && !is_replayed(archived(&self.archive, self.first + position)) => {
+                Err(Error::Unknown(problem.refusal))
+            }
             Some(problem) => Err(problem.into_error()),
             None => Ok(Reply {
                 archive: self.archive.clone(),
@@ -90,6 +101,10 @@ fn archived(archive: &Bytes, position: usize) -> &ArchivedReply {
     // SAFETY: an `Answer` is only made of an archive that was validated, and the bytes are immutable.
     let replies = unsafe { rkyv::access_unchecked::<ArchivedReplies>(archive) };
     &replies.replies[position]
+}
+
+fn is_replayed(reply: &ArchivedReply) -> bool {
+    reply.headers.iter().any(|header| header.name == "idempotent-replayed")
 }
 
 impl Reply {
@@ -139,7 +154,7 @@ impl Reply {
 
     /// The command had happened before: this is what it was answered then.
     pub fn is_replayed(&self) -> bool {
-        self.header("idempotent-replayed").is_some()
+        is_replayed(self.archived())
     }
 }
 
@@ -199,6 +214,9 @@ mod tests {
         assert!(archive.as_ptr_range().contains(&first.body().as_ptr()), "the body was copied");
         assert!(matches!(replies.get(1), Err(Error::Rejected(refusal)) if refusal.kind == "module-trap"));
         assert_eq!(replies.iter().filter(Result::is_ok).count(), 2);
+        let doubtful = Answer::read(archive.clone(), 3, 9, 2).unwrap().in_doubt(true).into_replies();
+        assert!(matches!(doubtful.get(1), Err(Error::Unknown(refusal)) if refusal.kind == "module-trap"));
+        assert!(doubtful.get(0).is_ok());
         assert!(!first.is_replayed() && !replies.is_empty());
     }
 

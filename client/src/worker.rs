@@ -242,8 +242,9 @@ impl Worker {
 
     /// All that was sent was refused; nothing of it happened.
     async fn refused(&mut self, kind: Kind, refusal: Refusal) {
-        let may_pass = refusal.status == Some(503);
-        if !may_pass && self.items.len() > 1 {
+        let may_pass = refusal.may_pass();
+        let is_wrong = refusal.status.is_some_and(|status| (400..500).contains(&status));
+        if is_wrong && self.items.len() > 1 {
             // One of them is to blame. Sent one by one, it alone is refused.
             self.items.iter_mut().for_each(|item| item.alone = true);
             let items = std::mem::take(&mut self.items);
