@@ -91,8 +91,9 @@ mod tests {
         for count in [1, 2, 300, 0, 7] {
             let commands = requests(count);
             let archive = encoder.batch(commands.iter(), 0);
+            // rkyv puts a text of up to 8 bytes into the place of its pointer.
             let expected: usize = commands.iter().map(archived_bytes).sum();
-            assert!(archive.len().abs_diff(expected) <= 8, "{} bytes, not {expected}", archive.len());
+            assert!((expected * 3 / 4..=expected + 8).contains(&archive.len()), "{} of {expected}", archive.len());
             assert_eq!(archive, Batch { commands }.to_bytes());
         }
     }

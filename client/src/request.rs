@@ -28,7 +28,7 @@ pub(crate) fn has_key(request: &Request) -> bool {
     request.headers.iter().any(|header| header.name == IDEMPOTENCY_KEY)
 }
 
-/// Bytes that the request takes in an archive; what it takes in memory is about the same.
+/// Bytes that the request takes in an archive, at most; what it takes in memory is about the same.
 pub(crate) fn archived_bytes(request: &Request) -> usize {
     let header = |header: &Header| size_of::<ArchivedHeader>() + header.name.len() + header.value.len();
     let headers: usize = request.headers.iter().map(header).sum();
