@@ -101,8 +101,12 @@ impl Cluster {
         Some(self.set(node))
     }
 
-    /// Whether another node than this one leads by now. Asks, and aims there if so.
+    /// Whether this node hangs and another one leads by now; aims there if so. A node that still says how it is sees
+    /// what it was sent through by itself, and then its answer is worth more than a doubt.
     pub(crate) async fn has_left(&self, node: usize) -> bool {
+        if self.status(node).await.is_some() {
+            return false;
+        }
         self.suspect(node);
         let _turn = self.asking.lock().await;
         match self.ask().await {

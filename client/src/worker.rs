@@ -18,7 +18,7 @@ use crate::wire::Wire;
 /// Pauses after a failure: the first, and the longest. Each is twice the one before.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
-/// An answer that takes longer makes the worker ask whether somebody else leads by now.
+/// An answer that takes longer makes the worker ask whether the node hangs.
 const LOOK_ROUND_AFTER: Duration = Duration::from_secs(1);
 
 /// What all workers of a client share.
@@ -199,7 +199,7 @@ impl Worker {
                     biased;
                     outcome = &mut exchange => return outcome,
                     left = cluster.has_left(*node) => if left {
-                        return broken("it leads no more, and has not answered".to_owned());
+                        return broken("it hangs, and another node leads".to_owned());
                     },
                 }
             }

@@ -179,6 +179,18 @@ async fn a_node_that_hangs_is_left_when_another_one_leads() {
 }
 
 #[tokio::test]
+async fn a_node_that_is_only_slow_is_waited_for() {
+    let fake = Fake::start(2).await;
+    let client = fake.builder().deadline(Duration::from_secs(3)).build().unwrap();
+    client.put("/a", "").await.unwrap();
+    fake.fault(0, Fault::Hang);
+    let slow = client.put("/b", "");
+    let moved = async { fake.lead(Some(1)) };
+    let (slow, ()) = tokio::join!(slow, moved);
+    assert_eq!(kind(&slow.unwrap_err()), "deadline", "it still says how it is");
+}
+
+#[tokio::test]
 async fn the_deadline_says_what_is_known() {
     let fake = Fake::start(1).await;
     let client = fake.builder().deadline(SOON).connections(1).build().unwrap();
