@@ -42,7 +42,7 @@ pub(crate) fn check(request: &Request) -> Result<(), Error> {
     if !path.starts_with('/') || path.starts_with("/_/") {
         return invalid(format!("the path {path:?} must begin with /, and not with /_/, which is the node's own"));
     }
-    if !path.bytes().all(|byte| is_path(byte)) || !query.bytes().all(|byte| is_path(byte) || byte == b'?') {
+    if !path.bytes().all(is_path) || !query.bytes().all(|byte| is_path(byte) || byte == b'?') {
         return invalid(format!("{path:?} {query:?} must be percent-encoded (RFC 3986 §2)"));
     }
     if path.len() + query.len() > TARGET_BYTES_MAX {

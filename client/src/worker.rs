@@ -159,7 +159,7 @@ impl Worker {
         figures.requests.fetch_add(self.items.len() as u64, Ordering::Relaxed);
         match self.send(kind).await {
             Outcome::Answered(answer) => self.answered(&answer).await,
-            Outcome::Refused(refusal) => self.refused(kind, refusal).await,
+            Outcome::Refused(refusal) => self.refused(refusal).await,
             Outcome::Broken { sent, refusal } => {
                 // Nothing is known of the connection's end; a request after this one would be mixed up with it.
                 if let Some(Open { aim: Some(aim), .. }) = self.open.take() {
@@ -241,7 +241,7 @@ impl Worker {
     }
 
     /// All that was sent was refused; nothing of it happened.
-    async fn refused(&mut self, kind: Kind, refusal: Refusal) {
+    async fn refused(&mut self, refusal: Refusal) {
         let may_pass = refusal.may_pass();
         let is_wrong = refusal.status.is_some_and(|status| (400..500).contains(&status));
         if is_wrong && self.items.len() > 1 {
@@ -255,10 +255,10 @@ impl Worker {
             return self.shared.queue.finish(self.items.drain(..).map(refused), &mut self.wakers);
         }
         // A leader that has too much to do is still the leader.
-        if refusal.kind != "overloaded" && kind != Kind::Stale {
-            if let Some(Open { aim: Some(aim), .. }) = &self.open {
-                self.shared.cluster.lost(*aim);
-            }
+        if refusal.kind != "overloaded"
+            && let Some(Open { aim: Some(aim), .. }) = &self.open
+        {
+            self.shared.cluster.lost(*aim);
         }
         let items = std::mem::take(&mut self.items);
         self.wait_again(items, &refusal, false);
