@@ -1,5 +1,5 @@
-//! The HTTP client of the command line: one keep-alive HTTP/1.1 connection at a time, on hyper. The only file of
-//! `cli/` that knows hyper. Opens no connection pool and follows no redirect.
+//! The HTTP client of the command line: one keep-alive HTTP/1.1 connection at a time, on hyper. With
+//! `http2.rs` the only file of `cli/` that knows hyper. Opens no connection pool and follows no redirect.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -80,6 +80,11 @@ impl std::fmt::Display for Url {
 impl Url {
     pub fn new(host: &str, port: u16) -> Url {
         Url { authority: format!("{host}:{port}") }
+    }
+
+    /// `HOST:PORT`.
+    pub fn authority(&self) -> &str {
+        &self.authority
     }
 
     /// Connects without a time limit of its own.

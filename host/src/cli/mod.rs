@@ -12,6 +12,7 @@ use crate::config::ConfigError;
 pub mod bench;
 pub mod cluster;
 mod http;
+mod http2;
 mod log;
 mod module;
 mod node;
@@ -107,7 +108,10 @@ mod tests {
             "raftlet node start --id 1 --dir d --listen 127.0.0.1:8080 --peer-listen 127.0.0.1:9080 --peers 1=a:1,2=b:2 --bootstrap --module m.wasm --batching on",
             "raftlet bench",
             "raftlet bench --url http://a:1 --url http://b:2 --clients 50 --ops 50000 --value-bytes 100 --read-percent 0 --verify --json",
-            "raftlet bench --batching off",
+            "raftlet bench --batching off --client direct",
+            "raftlet bench --client batched --connections 4 --duration 10s --bulk 1000 --value-bytes 16",
+            "raftlet bench --rate 20000 --duration 30s",
+            "raftlet bench --target etcd --url http://127.0.0.1:2379 --clients 50 --read-percent 90 --json",
             "raftlet module check m.wasm",
             "raftlet log inspect --dir d --json --from 5 --to 9 --limit 3 --commands",
             "raftlet log verify --dir d --json",

@@ -1,5 +1,6 @@
-//! `raftlet bench`: closed-loop clients against a cluster, a temporary one unless a URL is given. Begin here, then
-//! `workload.rs` (what is sent), `client.rs` (who sends it), `report.rs` (what came out).
+//! `raftlet bench`: clients against a cluster, a temporary one unless a URL is given, or against etcd. Begin here, then
+//! `workload.rs` (what is sent), `clients.rs` (who sends it), `batched.rs`, `direct.rs` and `etcd.rs` (how), `report.rs`
+//! (what came out).
 
 use std::io::IsTerminal as _;
 use std::path::Path;
@@ -7,13 +8,14 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use futures_util::future::join_all;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tokio::task::LocalSet;
 
-use self::client::{Client, Retry, Tally};
-use self::report::{BatchCounts, Report, grouped};
+use self::clients::{Client, Retry, Way};
+use self::report::{BatchCounts, Failures, Report, Setup, grouped};
+use self::tally::Tally;
 use self::workload::Workload;
 use super::cluster::folder::Folder;
 use super::cluster::launcher::{Cluster, Plan, START_TIMEOUT};
@@ -23,8 +25,12 @@ use super::out::{complain, say};
 use super::settings::{FileKeys, Settings, SettingsArgs};
 use super::signals::EndSignals;
 
-mod client;
+mod batched;
+mod clients;
+mod direct;
+mod etcd;
 mod report;
+mod tally;
 mod workload;
 
 /// Nodes of the temporary cluster.
@@ -32,25 +38,61 @@ const NODES: u64 = 3;
 const METRICS_TIMEOUT: Duration = Duration::from_secs(5);
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Measure a cluster: throughput and latency of closed-loop clients
+/// Whom to measure.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    Raftlet,
+    Etcd,
+}
+
+/// How raftlet's clients send.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// All share one client library with a few connections; what waits at the same time is sent together
+    Batched,
+    /// Each has an HTTP/1.1 connection of its own, and sends one request for each operation
+    Direct,
+}
+
+/// Measure a cluster: throughput and latency
+///
+/// Closed-loop clients: each sends its next request when the last one was answered. With --rate an open loop.
 ///
 /// Without --url, a temporary cluster of three nodes is started and removed afterwards; it is put in $TMPDIR, else in
 /// /var/tmp, which unlike /tmp is on a disk. The cluster must have the key-value module. Exit code 1 if any operation
 /// failed or any value was not as written.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  raftlet bench --verify\n  raftlet bench --url http://127.0.0.1:8080 --url http://127.0.0.1:8081 --clients 200 --read-percent 50\n  raftlet bench --batching off --json"
+    after_help = "Examples:\n  raftlet bench --verify\n  raftlet bench --url http://127.0.0.1:8080 --url http://127.0.0.1:8081 --clients 200 --read-percent 50\n  raftlet bench --batching off --client direct --json\n  raftlet bench --bulk 1000 --value-bytes 16 --clients 4 --duration 10s\n  raftlet bench --target etcd --url http://127.0.0.1:2379"
 )]
 pub struct BenchArgs {
+    /// Whom to measure; etcd needs --url
+    #[arg(long, value_enum, default_value_t = Target::Raftlet)]
+    target: Target,
+    /// How raftlet's clients send [default: batched]
+    #[arg(long, value_enum)]
+    client: Option<Mode>,
+    /// Connections to each node that the clients share, not with --client direct [default: 2]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    connections: Option<u16>,
     /// A node to use, instead of a temporary cluster; may be given many times
     #[arg(long, value_name = "URL")]
     url: Vec<Url>,
-    /// Clients, each with a connection of its own
+    /// Clients
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     clients: u32,
     /// Operations of all clients together
     #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..))]
     ops: u64,
+    /// As many operations as begin within this time, instead of --ops
+    #[arg(long, value_name = "TIME", conflicts_with = "ops")]
+    duration: Option<humantime::Duration>,
+    /// Writes of each request: a batch that the client makes by itself, in etcd a transaction
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    bulk: u64,
+    /// Send so many requests each second, answered or not; what is refused (503) is counted, not an error
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    rate: Option<u64>,
     /// Bytes of each value
     #[arg(long, default_value_t = 100)]
     value_bytes: usize,
@@ -75,7 +117,59 @@ pub struct BenchArgs {
     settings: SettingsArgs,
 }
 
+impl BenchArgs {
+    /// What clap can't say: which options don't go together. None of them is left out silently.
+    fn check(&self) -> anyhow::Result<()> {
+        let is_direct = self.client == Some(Mode::Direct);
+        if self.target == Target::Etcd {
+            if self.url.is_empty() {
+                bail!("--target etcd needs --url of its client ports: only raftlet's own clusters are started here");
+            }
+            if self.client.is_some() || self.retry {
+                bail!(
+                    "--client and --retry are raftlet's; etcd is spoken to over gRPC, and a Put of its own can't be repeated safely"
+                );
+            }
+            if self.bulk > etcd::TXN_OPS_MAX {
+                bail!("etcd takes {} operations in a transaction by default; lower --bulk", etcd::TXN_OPS_MAX);
+            }
+        }
+        if is_direct && (self.bulk > 1 || self.rate.is_some() || self.connections.is_some()) {
+            bail!(
+                "--bulk, --rate and --connections are not for --client direct, where each client has one connection and one request"
+            );
+        }
+        if self.read_percent > 0 && (self.bulk > 1 || self.rate.is_some()) {
+            bail!("--bulk and --rate are for writes; leave --read-percent out");
+        }
+        if self.rate.is_some() && (self.verify || self.retry) {
+            bail!("--rate sends what may be refused; leave --verify and --retry out");
+        }
+        Ok(())
+    }
+
+    fn way(&self) -> Way {
+        let connections = usize::from(self.connections.unwrap_or(2));
+        match (self.target, self.client) {
+            (Target::Etcd, _) => Way::Etcd { connections },
+            (Target::Raftlet, Some(Mode::Direct)) => Way::Direct,
+            (Target::Raftlet, Some(Mode::Batched) | None) => Way::Batched { connections },
+        }
+    }
+
+    fn setup(&self) -> Setup {
+        let (target, client, connections) = match self.way() {
+            Way::Direct => ("raftlet", "direct", None),
+            Way::Batched { connections } => ("raftlet", "batched", Some(connections)),
+            Way::Etcd { connections } => ("etcd", "grpc", Some(connections)),
+        };
+        let BenchArgs { clients, value_bytes, read_percent, bulk, rate, .. } = *self;
+        Setup { target, client, clients, connections, value_bytes, read_percent, bulk, rate }
+    }
+}
+
 pub async fn run(args: BenchArgs) -> anyhow::Result<()> {
+    args.check()?;
     let mut file = FileKeys::read(args.settings.config.as_deref())?;
     let settings = args.settings.resolve(&mut file)?;
     file.finish()?;
@@ -136,35 +230,48 @@ async fn measure(args: &BenchArgs, urls: &[Url]) -> anyhow::Result<()> {
     let seed = args.seed.unwrap_or_else(random_seed);
     let workload = Workload { seed, value_bytes: args.value_bytes, read_percent: args.read_percent };
     if !args.json {
-        let (ops, clients, bytes) = (grouped(args.ops), args.clients, args.value_bytes);
-        let reads = args.read_percent;
-        say(format_args!("{ops} operations ({reads} % reads) of {clients} clients, {bytes}-byte values, seed {seed}"));
+        let Setup { target, client, clients, value_bytes, read_percent, .. } = args.setup();
+        let work = match args.duration {
+            Some(duration) => format!("{duration} of operations"),
+            None => format!("{} operations", grouped(args.ops)),
+        };
+        say(format_args!(
+            "{target}: {work} ({read_percent} % reads) of {clients} {client} clients, {value_bytes}-byte values, seed {seed}"
+        ));
     }
     LocalSet::new().run_until(run_phases(args, urls, workload)).await
 }
 
 async fn run_phases(args: &BenchArgs, urls: &[Url], workload: Workload) -> anyhow::Result<()> {
     let retry = args.retry.then(|| Retry { run: random_seed() });
-    let clients = Client::connect_all(urls, args.clients as usize, workload, retry).await?;
-    let before = batch_counts(urls).await;
+    let clients = Client::connect_all(urls, args.clients as usize, args.way(), workload, retry).await?;
+    let is_raftlet = args.target == Target::Raftlet;
+    let before = if is_raftlet { batch_counts(urls).await } else { Vec::new() };
 
-    let tally = Tally::new(args.ops);
-    let shown = Progress::show(args, "operations", args.ops, &tally);
+    let total = if args.duration.is_some() { u64::MAX } else { args.ops };
+    let tally = Tally::new(total, args.duration.map(Into::into), args.bulk);
+    let shown = Progress::show(args, "operations", total, &tally);
     let begun = Instant::now();
-    let clients = client::operate_all(clients, &tally).await?;
+    let clients = match args.rate {
+        Some(rate) => clients::offer(clients, rate, &tally).await?,
+        None => clients::operate_all(clients, &tally).await?,
+    };
     let seconds = begun.elapsed().as_secs_f64();
     drop(shown);
 
-    let mut report = Report::new(tally.done(), tally.errors(), seconds, &tally.latency_us());
-    report.mean_batch = BatchCounts::mean_batch(&before, &batch_counts(urls).await);
-    report.retries = args.retry.then(|| tally.retries());
+    let failures = Failures { errors: tally.errors(), refused: tally.refusals() };
+    let mut report = Report::new(args.setup(), tally.done(), failures, seconds, &tally.latency_us());
+    if is_raftlet {
+        report.mean_batch = BatchCounts::mean_batch(&before, &batch_counts(urls).await);
+    }
+    report.retries = args.retry.then(|| tally.retries() + clients::shared_retries(&clients));
     let mut wrong = 0;
     let mut quoted = tally.quoted();
     if args.verify {
-        let keys = client::written(&clients);
-        let tally = Tally::new(keys);
+        let keys = clients::written(&clients);
+        let tally = Tally::new(keys, None, 1);
         let shown = Progress::show(args, "keys read back", keys, &tally);
-        client::verify_all(clients, &tally).await?;
+        clients::verify_all(clients, &tally).await?;
         drop(shown);
         wrong = tally.errors();
         report.verified = Some(keys - wrong);
@@ -203,7 +310,11 @@ impl Progress {
         if args.json || !std::io::stderr().is_terminal() {
             return None;
         }
-        let style = ProgressStyle::with_template("{wide_bar} {human_pos}/{human_len} {msg}, {rate}");
+        // Without a total there is nothing to draw a bar of.
+        let endless = total == u64::MAX;
+        let template =
+            if endless { "{human_pos} {msg}, {rate}" } else { "{wide_bar} {human_pos}/{human_len} {msg}, {rate}" };
+        let style = ProgressStyle::with_template(template);
         let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
             let _ = write!(out, "{:.0}/s", state.per_sec());
         };

@@ -1,4 +1,4 @@
-//! What a bench found, for people and for machines. Pure: `mod.rs` runs it, `client.rs` measures.
+//! What a bench found, for people and for machines. Pure: `mod.rs` runs it, `clients.rs` measures.
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -8,15 +8,19 @@ use crate::cli::out::table;
 /// One finished run. As JSON it is one object of exactly these members.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
+    #[serde(flatten)]
+    pub setup: Setup,
     /// Operations that were sent.
     pub ops: u64,
     /// Those of them that failed.
     pub errors: u64,
+    /// Those of them that were refused for want of room. None: no rate was offered, and a refusal is an error.
+    pub refused: Option<u64>,
     /// From the first request to the last answer.
     pub seconds: f64,
     /// Successful ones.
     pub ops_per_second: f64,
-    /// Of successful operations.
+    /// Of successful requests; with a rate, from when each was due.
     pub latency_us: Latency,
     /// Commands per sealed batch, while the operations ran. None: the nodes' metrics don't say.
     pub mean_batch: Option<f64>,
@@ -24,6 +28,24 @@ pub struct Report {
     pub verified: Option<u64>,
     /// How often a request was sent again, because nobody took it or its outcome was unknown. None: not asked for.
     pub retries: Option<u64>,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Setup {
+    /// `raftlet` or `etcd`.
+    pub target: &'static str,
+    /// `batched` (the client crate), `direct` (a connection for each client), or `grpc`.
+    pub client: &'static str,
+    pub clients: u32,
+    /// Those that the clients share, to each node. None: each client has its own.
+    pub connections: Option<usize>,
+    pub value_bytes: usize,
+    pub read_percent: u8,
+    /// Commands of one request.
+    pub bulk: u64,
+    /// Requests that were sent each second, whether or not they were answered. None: closed loop.
+    pub rate: Option<u64>,
 }
 
 /// Microseconds.
@@ -51,10 +73,21 @@ impl Latency {
     }
 }
 
+/// Operations without an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Failures {
+    pub errors: u64,
+    pub refused: u64,
+}
+
 impl Report {
-    pub fn new(ops: u64, errors: u64, seconds: f64, latency_us: &Histogram<u64>) -> Report {
-        let per_second = if seconds > 0.0 { (ops - errors) as f64 / seconds } else { 0.0 };
+    pub fn new(setup: Setup, ops: u64, failed: Failures, seconds: f64, latency_us: &Histogram<u64>) -> Report {
+        let Failures { errors, refused } = failed;
+        let succeeded = ops - errors - refused;
+        let per_second = if seconds > 0.0 { succeeded as f64 / seconds } else { 0.0 };
         Report {
+            refused: setup.rate.is_some().then_some(refused),
+            setup,
             ops,
             errors,
             seconds: (seconds * 1e6).round() / 1e6,
@@ -69,8 +102,11 @@ impl Report {
     pub fn to_table(&self) -> String {
         let ms = |us: u64| format!("{:.2} ms", us as f64 / 1000.0);
         let l = &self.latency_us;
+        let Setup { target, client, clients, connections, .. } = &self.setup;
+        let shared = connections.map_or(String::new(), |n| format!(" sharing {n} connections to a node"));
         let mut rows = vec![
-            ["operations".to_string(), grouped(self.ops)],
+            ["target".to_string(), format!("{target}, {clients} {client} clients{shared}")],
+            ["operations".into(), grouped(self.ops)],
             ["errors".into(), grouped(self.errors)],
             ["seconds".into(), format!("{:.2}", self.seconds)],
             ["throughput".into(), format!("{} ops/s", grouped(self.ops_per_second.round() as u64))],
@@ -81,6 +117,9 @@ impl Report {
             ["latency p99.9".into(), ms(l.p999)],
             ["latency max".into(), ms(l.max)],
         ];
+        if let Some(refused) = self.refused {
+            rows.push(["refused".into(), grouped(refused)]);
+        }
         if let Some(retries) = self.retries {
             rows.push(["retries".into(), grouped(retries)]);
         }
@@ -153,12 +192,16 @@ impl BatchCounts {
 mod tests {
     use super::*;
 
+    fn setup() -> Setup {
+        Setup { target: "raftlet", client: "batched", clients: 50, connections: Some(2), ..Setup::default() }
+    }
+
     fn report() -> Report {
         let mut histogram = Histogram::new_with_bounds(1, 60_000_000, 3).unwrap();
         for us in 1..=1000 {
             histogram.record(us).unwrap();
         }
-        Report::new(1010, 10, 0.05, &histogram)
+        Report::new(setup(), 1010, Failures { errors: 10, refused: 0 }, 0.05, &histogram)
     }
 
     #[test]
@@ -172,7 +215,7 @@ mod tests {
     #[test]
     fn nothing_measured_is_no_division_by_zero() {
         let histogram = Histogram::new_with_bounds(1, 60_000_000, 3).unwrap();
-        let nothing = Report::new(5, 5, 0.0, &histogram);
+        let nothing = Report::new(setup(), 5, Failures { errors: 5, refused: 0 }, 0.0, &histogram);
         assert_eq!((nothing.ops_per_second, nothing.latency_us.mean, nothing.latency_us.max), (0.0, 0.0, 0));
     }
 
@@ -184,7 +227,11 @@ mod tests {
             names.join(" ")
         };
         let object = serde_json::to_value(report()).unwrap();
-        assert_eq!(names(&object), "errors latency_us mean_batch ops ops_per_second retries seconds verified");
+        assert_eq!(
+            names(&object),
+            "bulk client clients connections errors latency_us mean_batch ops ops_per_second rate read_percent refused \
+             retries seconds target value_bytes verified"
+        );
         assert_eq!(names(&object["latency_us"]), "max mean p50 p90 p99 p999");
         assert!(object["mean_batch"].is_null() && object["verified"].is_null());
         let verified = Report { verified: Some(1000), mean_batch: Some(12.5), ..report() };
@@ -192,10 +239,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_refused_is_no_throughput() {
+        let histogram = Histogram::new_with_bounds(1, 1000, 3).unwrap();
+        let setup = Setup { rate: Some(100), ..setup() };
+        let report = Report::new(setup, 100, Failures { errors: 10, refused: 40 }, 1.0, &histogram);
+        assert_eq!((report.ops_per_second, report.refused), (50.0, Some(40)));
+        assert!(report.to_table().contains("refused"));
+    }
+
+    #[test]
     fn the_table_has_units() {
         let text = Report { mean_batch: Some(12.34), verified: Some(1000), retries: Some(2345), ..report() }.to_table();
         let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
         for part in [
+            "raftlet, 50 batched clients sharing 2 connections to a node",
             "operations 1,010",
             "20,000 ops/s",
             "p99.9 1.00 ms",

@@ -1,5 +1,5 @@
 //! What the clients of a bench do: operation n of a seed is always the same, so that any value can be checked without
-//! having been kept. Pure; `client.rs` sends it.
+//! having been kept. Pure; `clients.rs` sends it.
 
 use std::fmt::Write as _;
 
@@ -24,6 +24,13 @@ impl Workload {
     pub fn path(&self, op: u64, into: &mut String) {
         into.clear();
         write!(into, "/kv/bench-{:016x}-{op}", self.seed).expect("writing to a string can't fail");
+    }
+
+    /// The same as a string of its own.
+    pub fn path_of(&self, op: u64) -> String {
+        let mut path = String::new();
+        self.path(op, &mut path);
+        path
     }
 
     /// The value that operation `op` writes. `buffer` is used again as soon as the last value is dropped.

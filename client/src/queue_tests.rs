@@ -1,0 +1,112 @@
+//! The queue alone: order, limits, and callers that go away.
+
+use futures_util::FutureExt as _;
+use raftlet_machine::Method;
+
+use super::*;
+use crate::request::request;
+
+const LIMITS: BulkLimits = BulkLimits { requests: 100, bytes: 1 << 20 };
+
+fn queue() -> Arc<Queue> {
+    Arc::new(Queue::new(1 << 20))
+}
+
+fn push(queue: &Arc<Queue>, path: &str) -> Waiting {
+    queue.push(Load::One(request(Method::Put, path, "")), Kind::Command, false).unwrap()
+}
+
+fn take(queue: &Queue) -> Vec<Item> {
+    let mut items = Vec::new();
+    queue.take(&[Kind::Command], LIMITS, &mut items);
+    items
+}
+
+fn paths(items: &[Item]) -> Vec<&str> {
+    items.iter().map(|item| item.load.requests()[0].path.as_str()).collect()
+}
+
+fn refusal() -> Refusal {
+    Refusal::own("test", "")
+}
+
+#[test]
+fn what_waits_again_is_in_front_and_in_order() {
+    let queue = queue();
+    let _callers: Vec<_> = ["/a", "/b", "/c"].map(|path| push(&queue, path)).into();
+    let items = take(&queue);
+    let _later = push(&queue, "/d");
+    queue.again(items.into_iter(), &refusal(), false);
+    assert_eq!(paths(&take(&queue)), ["/a", "/b", "/c", "/d"]);
+    assert!(take(&queue).is_empty() && !queue.has(&[Kind::Command]));
+}
+
+#[test]
+fn who_goes_away_takes_its_request_and_its_bytes_with_it() {
+    let queue = queue();
+    for _ in 0..10_000 {
+        drop(push(&queue, "/gone"));
+    }
+    assert_eq!(queue.depth(), (0, 0));
+    let left = queue.lock().lines[Kind::Command as usize].tickets.len();
+    assert!(left < 200, "{left} tickets of nobody");
+    let kept = push(&queue, "/kept");
+    drop(push(&queue, "/gone"));
+    assert_eq!(paths(&take(&queue)), ["/kept"]);
+    // In flight: its place is free at once, and the answer finds nobody.
+    drop(kept);
+    assert_eq!(queue.depth(), (0, 0));
+}
+
+#[test]
+fn an_answer_doesnt_reach_the_next_one_at_the_same_place() {
+    let queue = queue();
+    let first = push(&queue, "/first");
+    let items = take(&queue);
+    drop(first);
+    let mut second = push(&queue, "/second");
+    let refused = items.into_iter().map(|item| (item, Err(Error::Rejected(refusal()))));
+    queue.finish(refused, &mut Vec::new());
+    assert!((&mut second).now_or_never().is_none());
+    let items = take(&queue);
+    assert_eq!(paths(&items), ["/second"]);
+    queue.finish(items.into_iter().map(|item| (item, Err(Error::Rejected(refusal())))), &mut Vec::new());
+    assert!(matches!(second.now_or_never(), Some(Err(Error::Rejected(_)))));
+    assert_eq!(queue.depth(), (0, 0));
+}
+
+#[test]
+fn explicit_batches_and_suspects_travel_alone() {
+    let queue = queue();
+    let many = || Load::Many(vec![request(Method::Put, "/m", ""), request(Method::Put, "/m", "")]);
+    let _callers = (push(&queue, "/a"), queue.push(many(), Kind::Command, false).unwrap(), push(&queue, "/b"));
+    assert_eq!(paths(&take(&queue)), ["/a"]);
+    assert_eq!(paths(&take(&queue)), ["/m"]);
+    let mut items = take(&queue);
+    items.iter_mut().for_each(|item| item.alone = true);
+    queue.again(items.into_iter(), &refusal(), false);
+    let _later = push(&queue, "/c");
+    assert_eq!(paths(&take(&queue)), ["/b"]);
+    assert_eq!(paths(&take(&queue)), ["/c"]);
+}
+
+#[test]
+fn giving_up_tells_what_may_have_happened() {
+    let queue = queue();
+    let waited = Duration::from_secs(1);
+    assert!(matches!(push(&queue, "/waits").give_up(waited), Err(Error::Rejected(_))));
+    let taken = push(&queue, "/taken");
+    let items = take(&queue);
+    assert!(matches!(taken.give_up(waited), Err(Error::Unknown(_))));
+    queue.again(items.into_iter(), &refusal(), true);
+    assert!(take(&queue).is_empty(), "nobody waits for it");
+    let doubtful = push(&queue, "/doubtful");
+    let items = take(&queue);
+    queue.again(items.into_iter(), &refusal(), true);
+    assert!(matches!(doubtful.give_up(waited), Err(Error::Unknown(_))));
+    let query = queue.push(Load::One(request(Method::Get, "/q", "")), Kind::Query, true).unwrap();
+    let mut items = Vec::new();
+    assert_eq!(queue.take(&[Kind::Command, Kind::Query], LIMITS, &mut items), Some(Kind::Query));
+    assert!(matches!(query.give_up(waited), Err(Error::Rejected(_))), "a query changes nothing");
+    assert_eq!(queue.depth(), (0, 0));
+}
