@@ -37,6 +37,7 @@ mod open;
 mod pending;
 mod read;
 mod record;
+mod round_trip;
 mod space;
 mod stamp;
 mod store;
@@ -58,6 +59,8 @@ pub use inspect::{Found, Place, Report, inspect};
 pub use metrics::{Commit, CommitObserver, LogMetrics};
 pub use open::OpenError;
 pub use record::Damage;
+#[doc(hidden)]
+pub use round_trip::round_trip;
 pub use space::{Shortage, Space, SpaceState};
 
 use view::View;
