@@ -40,7 +40,11 @@ pub fn stored_key(number: u64) -> Vec<u8> {
 /// A state with so many keys, and values of so many bytes behind their revisions.
 pub fn map(keys: u64, value_bytes: usize) -> Map {
     let value = vec![b'v'; 8 + value_bytes];
-    (0..keys).map(|number| Pair::new(&stored_key(number), &value)).collect()
+    let mut map = Map::new();
+    for number in 0..keys {
+        map.insert(Pair::new(&stored_key(number), &value));
+    }
+    map
 }
 
 /// A batch of PUTs to keys below `keys`. Two of the same `seed` are equal.
