@@ -2,13 +2,16 @@
 //! benchmark can run the same logic natively over the host's own map. The SDK's test host isn't used, because it copies
 //! its whole map for each command. Never part of a node or of a module.
 
-pub use machine::{ArchivedRequest, Header, Method, Replies, Reply, limits};
+mod test_host;
+
+pub use machine::{ArchivedRequest, Header, Method, Reply, Request, limits};
 
 pub mod guest {
     //! What a module's source imports.
 
     use std::ops::Deref;
 
+    pub use super::test_host::TestHost;
     pub use machine::guest::{Context, Entry, KeyRange, Route, percent_decode, percent_encode};
     use machine::{ArchivedBatch, ArchivedRequest, Replies, Reply};
 
@@ -21,9 +24,9 @@ pub mod guest {
         fn begin(&mut self);
     }
 
-    pub struct StoreView<'a>(&'a mut dyn Backend);
+    pub struct StoreView<'a>(pub(super) &'a mut dyn Backend);
 
-    pub struct Store<'a>(StoreView<'a>);
+    pub struct Store<'a>(pub(super) StoreView<'a>);
 
     impl StoreView<'_> {
         pub fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
