@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use xshell::{Shell, cmd};
 
 use crate::guests::{self, Blessing, OUT_DIR, Options};
+use crate::instructions;
 use crate::toolchain::Choice;
 
 pub fn test(sh: &Shell) -> Result<()> {
@@ -20,6 +21,7 @@ pub fn test(sh: &Shell) -> Result<()> {
     // dependencies, and wasmtime a second time.
     step("build", || Ok(cmd!(sh, "{cargo} build --locked --workspace --all-targets").run()?))?;
     step("tests", || Ok(cmd!(sh, "{cargo} test --locked --workspace").run()?))?;
+    step("instructions", || instructions::run(sh, false))?;
     println!("\nall passed in {} s", started.elapsed().as_secs());
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! `cargo xtask ...`: the commands that developers and CI run. This file reads the command line; `guests.rs` builds
-//! the Wasm modules, `toolchain.rs` finds or gets their compiler, `checks.rs` is the whole test run, `proof.rs` and
-//! `planted.rs` are the long proofs, `bench/` measures beside etcd.
+//! the Wasm modules, `toolchain.rs` finds or gets their compiler, `checks.rs` is the whole test run, `instructions.rs`
+//! guards the cost of the write path, `proof.rs` and `planted.rs` are the long proofs, `bench/` measures beside etcd.
 
 mod bench;
 mod checks;
 mod guests;
+mod instructions;
 mod planted;
 mod proof;
 mod toolchain;
@@ -24,7 +25,9 @@ cargo xtask test                 get a Wasm compiler if there is none, build the
 cargo xtask guests [options]     build the guests into target/guests/{kv,counter,hostile}.wasm
     --bless                      and make kv.wasm the one that the binary embeds (host/modules/)
     --check                      and fail if the embedded kv.wasm is not what this source builds
-    --compiler rustup|debian     use that compiler only, and install nothing";
+    --compiler rustup|debian     use that compiler only, and install nothing
+cargo xtask instructions         count the instructions of some steps under callgrind; fail if they are over 5 % more
+    --accept                     and take the counts as the accepted ones (host/benches/instructions.toml)";
 
 fn main() -> ExitCode {
     match run() {
@@ -46,6 +49,8 @@ fn run() -> Result<()> {
         ["proof", args @ ..] => proof::run(&sh, args),
         ["bench", args @ ..] => bench::run(&sh, args),
         ["guests", options @ ..] => guests::build(&sh, &guest_options(options)?).map(drop),
+        ["instructions"] => instructions::run(&sh, false),
+        ["instructions", "--accept"] => instructions::run(&sh, true),
         [] | ["help" | "--help" | "-h"] => {
             println!("{USAGE}\n{}\n{}", proof::USAGE, bench::USAGE);
             Ok(())

@@ -50,7 +50,7 @@ impl Toolchain {
             if let Some(found) = find(sh, choice)? {
                 return Ok(found);
             }
-            let debian = install_with_apt(sh);
+            let debian = install_with_apt(sh, &DEBIAN_PACKAGES);
             if let Some(found) = find(sh, choice)? {
                 return Ok(found);
             }
@@ -131,7 +131,22 @@ fn install_with_rustup(sh: &Shell) -> Result<()> {
     bail!("rustup target add: given up after {} s", DOWNLOAD_TIME_MAX.as_secs())
 }
 
-fn install_with_apt(sh: &Shell) -> Result<()> {
+/// Finds a program, or installs Debian's package with it.
+pub fn need_program(sh: &Shell, program: &str, package: &str) -> Result<()> {
+    let works = || cmd!(sh, "{program} --version").quiet().ignore_stdout().ignore_stderr().run().is_ok();
+    if works() {
+        return Ok(());
+    }
+    println!("no {program} yet; installing it");
+    let installed = install_with_apt(sh, &[package]);
+    if works() {
+        return Ok(());
+    }
+    let why = installed.err().map_or("it is still missing".into(), |error| format!("{error:#}"));
+    bail!("{program} can't be run ({why}). On Debian, as root: apt-get install {package}")
+}
+
+fn install_with_apt(sh: &Shell, packages: &[&str]) -> Result<()> {
     if !sh.path_exists("/etc/debian_version") {
         bail!("this is not Debian");
     }
@@ -140,7 +155,6 @@ fn install_with_apt(sh: &Shell) -> Result<()> {
     }
     let _env = sh.push_env("DEBIAN_FRONTEND", "noninteractive");
     cmd!(sh, "apt-get update -q").run()?;
-    let packages = DEBIAN_PACKAGES;
     cmd!(sh, "apt-get install -q -y --no-install-recommends {packages...}").run()?;
     Ok(())
 }

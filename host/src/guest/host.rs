@@ -229,11 +229,12 @@ fn check(what: &str, len: usize, max: u32) -> Result<(), Stop> {
 
 fn get(mut caller: Caller<'_>, (key,): (WasmList<u8>,)) -> wasmtime::Result<(Option<Vec<u8>>,)> {
     charge_bytes(&mut caller, FUEL_CALL + FUEL_KEY, key.len())?;
-    let found = caller.data().reader()?.get(key.as_le_slice(&caller));
-    let len = found.map_or(0, <[u8]>::len);
-    // Charged before the value is copied out of the map.
-    charge_bytes(&mut caller, 0, len)?;
-    let value = caller.data().reader()?.get(key.as_le_slice(&caller)).map(<[u8]>::to_vec);
+    let left = caller.get_fuel()?;
+    let Some(found) = caller.data().reader()?.get(key.as_le_slice(&caller)) else { return Ok((None,)) };
+    // Looked at before the value is copied out of the map, and paid for when the map isn't read any more.
+    let price = FUEL_BYTE.saturating_mul(found.len() as u64);
+    let value = (price <= left).then(|| found.to_vec());
+    spend(&mut caller, left.saturating_sub(price), value.is_none())?;
     Ok((value,))
 }
 
@@ -318,8 +319,9 @@ fn begin(mut caller: Caller<'_>, (position,): (u32,)) -> wasmtime::Result<()> {
     if let Backing::Command(store) = &mut room.backing {
         store.begin();
     }
-    caller.set_fuel(fuel)?;
-    charge(&mut caller, FUEL_CALL)
+    // The call itself is paid out of it.
+    let left = fuel.checked_sub(FUEL_CALL);
+    spend(&mut caller, left.unwrap_or(0), left.is_none())
 }
 
 fn rollback(mut caller: Caller<'_>, (): ()) -> wasmtime::Result<()> {

@@ -44,6 +44,7 @@ mod pending;
 mod queue;
 mod read;
 mod record;
+mod round_trip;
 mod space;
 mod stamp;
 mod store;
@@ -65,6 +66,8 @@ pub use inspect::{Found, Place, Report, inspect};
 pub use metrics::{Commit, CommitObserver, LogMetrics};
 pub use open::OpenError;
 pub use record::Damage;
+#[doc(hidden)]
+pub use round_trip::round_trip;
 pub use space::{Shortage, Space, SpaceState};
 
 use queue::{Ack, Op, Queued};

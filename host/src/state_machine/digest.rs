@@ -8,8 +8,8 @@ use crate::outcome::{BatchReplies, Failure, ReplyView};
 
 /// The link of one batch. BLAKE3 over: previous link, index, writes in key order, replies in command order.
 pub fn link(previous: &[u8; 32], index: u64, writes: &Writes, replies: &BatchReplies) -> [u8; 32] {
-    let mut chain = Chain(blake3::Hasher::new());
-    chain.0.update(previous);
+    let mut chain = Chain::new();
+    chain.raw(previous);
     chain.number(index);
     chain.number(writes.len() as u64);
     for (key, value) in writes.iter() {
@@ -26,16 +26,16 @@ pub fn link(previous: &[u8; 32], index: u64, writes: &Writes, replies: &BatchRep
     for reply in replies.iter() {
         chain.reply(reply);
     }
-    *chain.0.finalize().as_bytes()
+    chain.finish()
 }
 
 /// The link of an entry that activates a module.
 pub fn activation(previous: &[u8; 32], index: u64, module: &[u8; 32]) -> [u8; 32] {
-    let mut chain = Chain(blake3::Hasher::new());
-    chain.0.update(previous);
+    let mut chain = Chain::new();
+    chain.raw(previous);
     chain.number(index);
     chain.bytes(module);
-    *chain.0.finalize().as_bytes()
+    chain.finish()
 }
 
 /// What a content digest covers besides the entries of the map and of the sessions.
@@ -59,7 +59,7 @@ pub struct Content(Chain);
 
 impl Content {
     pub fn new(facts: &Facts) -> Self {
-        let mut chain = Chain(blake3::Hasher::new());
+        let mut chain = Chain::new();
         for number in [facts.index, facts.time_ms, facts.first_command, facts.cluster] {
             chain.number(number);
         }
@@ -80,7 +80,7 @@ impl Content {
     }
 
     pub fn finish(self) -> [u8; 32] {
-        *self.0.0.finalize().as_bytes()
+        self.0.finish()
     }
 }
 
@@ -110,16 +110,44 @@ impl Facts {
     }
 }
 
-struct Chain(blake3::Hasher);
+/// What is hashed, gathered first: BLAKE3 hashes some KiB at once several times as fast as field by field.
+struct Chain {
+    hasher: blake3::Hasher,
+    gathered: Vec<u8>,
+}
+
+/// BLAKE3 takes up to 16 pieces of 1 KiB side by side.
+const GATHERED_BYTES: usize = 16 << 10;
 
 impl Chain {
+    fn new() -> Self {
+        Chain { hasher: blake3::Hasher::new(), gathered: Vec::with_capacity(GATHERED_BYTES) }
+    }
+
+    fn raw(&mut self, bytes: &[u8]) {
+        if self.gathered.len() + bytes.len() > GATHERED_BYTES {
+            self.hasher.update(&self.gathered);
+            self.gathered.clear();
+        }
+        if bytes.len() >= GATHERED_BYTES {
+            self.hasher.update(bytes);
+        } else {
+            self.gathered.extend_from_slice(bytes);
+        }
+    }
+
+    fn finish(mut self) -> [u8; 32] {
+        self.hasher.update(&self.gathered);
+        *self.hasher.finalize().as_bytes()
+    }
+
     fn number(&mut self, n: u64) {
-        self.0.update(&n.to_le_bytes());
+        self.raw(&n.to_le_bytes());
     }
 
     fn bytes(&mut self, bytes: &[u8]) {
         self.number(bytes.len() as u64);
-        self.0.update(bytes);
+        self.raw(bytes);
     }
 
     fn reply(&mut self, reply: ReplyView<'_>) {
@@ -161,6 +189,20 @@ mod tests {
     use crate::outcome::CommandReply;
     use crate::state_machine::map::Map;
     use crate::state_machine::overlay::Overlay;
+
+    /// By the words of this file alone: the fields one after the other.
+    #[test]
+    fn gathering_changes_no_hash() {
+        let sizes = [0, 1, 300, 5_000, GATHERED_BYTES - 8, GATHERED_BYTES, GATHERED_BYTES + 1, 70_000, 3];
+        let (mut chain, mut plain) = (Chain::new(), blake3::Hasher::new());
+        for (turn, size) in sizes.into_iter().cycle().take(40).enumerate() {
+            let bytes = vec![turn as u8; size];
+            chain.bytes(&bytes);
+            plain.update(&(size as u64).to_le_bytes());
+            plain.update(&bytes);
+        }
+        assert_eq!(chain.finish(), *plain.finalize().as_bytes());
+    }
 
     #[test]
     fn a_link_covers_the_link_before_it_the_index_and_the_replies() {

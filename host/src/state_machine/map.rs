@@ -2,64 +2,22 @@
 //! a write copies only the nodes on its path that somebody else still holds, so that queries, snapshots and the digest
 //! of an old state never stop an apply. Knows no command and no module; the next file is `overlay.rs`.
 //!
-//! A B+tree of `Arc` nodes. Our own, because of the crates with a permissive licence one looks for a scan's start in
-//! linear time (immutable-chunkmap: 1 ms among a million keys, this 0.007 ms) and the other needs 80 bytes more for
-//! each key and twice the time for a scan (rpds).
+//! A B+tree of `Arc` nodes, each of which holds its keys, and a leaf its small values too, in one buffer
+//! (`map/packed.rs`). Our own: see `docs/performance.md` for others beside it.
 
 mod cursor;
+mod packed;
 
 use std::fmt;
-use std::mem;
 use std::sync::Arc;
 
 pub use cursor::{Ascending, Descending};
 use cursor::{Cursor, Edge};
+pub use packed::{Entry, Long, Old};
+use packed::{NODE_MAX, Packed, common};
 
-/// Entries per leaf and children per branch, at most. Small, because a copied leaf touches every entry's reference
-/// count.
-const NODE_MAX: usize = 24;
 /// Below this a node is joined with a neighbour.
 const NODE_MIN: usize = NODE_MAX / 4;
-
-/// One key with its value, in one allocation (16 bytes of handle, 16 + 4 of overhead). Cloning is cheap.
-#[derive(Clone)]
-pub struct Entry(Arc<[u8]>);
-
-/// Where an entry's key begins: behind the key's length.
-const KEY_AT: usize = mem::size_of::<u32>();
-
-impl Entry {
-    /// # Panics
-    /// If `key` has 4 GiB or more: the guest's limits are far below.
-    pub fn new(key: &[u8], value: &[u8]) -> Self {
-        let key_len = u32::try_from(key.len()).expect("keys are limited to far less than 4 GiB");
-        let value_at = KEY_AT + key.len();
-        let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, value_at + value.len()).collect();
-        let room = Arc::get_mut(&mut bytes).expect("a new Arc has one owner");
-        room[..KEY_AT].copy_from_slice(&key_len.to_le_bytes());
-        room[KEY_AT..value_at].copy_from_slice(key);
-        room[value_at..].copy_from_slice(value);
-        Entry(bytes)
-    }
-
-    pub fn key(&self) -> &[u8] {
-        &self.0[KEY_AT..self.value_at()]
-    }
-
-    pub fn value(&self) -> &[u8] {
-        &self.0[self.value_at()..]
-    }
-
-    /// Bytes of key and value.
-    pub fn size(&self) -> u64 {
-        (self.0.len() - KEY_AT) as u64
-    }
-
-    fn value_at(&self) -> usize {
-        let key_len: [u8; KEY_AT] = self.0[..KEY_AT].try_into().expect("an entry begins with its key's length");
-        KEY_AT + u32::from_le_bytes(key_len) as usize
-    }
-}
 
 /// The map. Cloning is O(1).
 #[derive(Clone)]
@@ -69,25 +27,28 @@ pub struct Map {
     bytes: u64,
 }
 
+// A node is either allocation's whole content: boxing one kind would only add a step to each descent.
+#[allow(clippy::large_enum_variant)]
+#[derive(Clone)]
 enum Node {
-    /// In key order.
-    Leaf(Vec<Entry>),
-    /// At least two, in key order.
-    Branch(Vec<Child>),
+    Leaf(Packed),
+    Branch(Branch),
 }
 
+/// Children in key order, at least two, and one separator fewer: every key in the child behind a separator is at or
+/// above it, every key before it below. A separator is a key without a value.
 #[derive(Clone)]
-struct Child {
-    /// Every key in `node` is at or above this, every key before it below. In a branch's first child
-    /// it is the branch's own bound.
-    /// A copy, not an `Entry`: it must not keep a deleted value alive.
-    lower: Arc<[u8]>,
-    node: Arc<Node>,
+struct Branch {
+    separators: Packed,
+    children: Vec<Arc<Node>>,
 }
+
+/// The right half of a node that was split, with the separator before it.
+type Split = (Vec<u8>, Arc<Node>);
 
 impl Map {
     pub fn new() -> Self {
-        Map { root: Arc::new(Node::Leaf(Vec::new())), len: 0, bytes: 0 }
+        Map { root: Arc::new(Node::Leaf(Packed::new())), len: 0, bytes: 0 }
     }
 
     /// Number of keys.
@@ -104,44 +65,63 @@ impl Map {
         self.bytes
     }
 
-    pub fn get(&self, key: &[u8]) -> Option<&Entry> {
+    pub fn get(&self, key: &[u8]) -> Option<Entry<'_>> {
         let mut node = &*self.root;
         loop {
             match node {
-                Node::Leaf(entries) => return search(entries, key).ok().map(|i| &entries[i]),
-                Node::Branch(children) => node = &children[child_at(children, key)].node,
+                Node::Leaf(leaf) => return leaf.search(key).ok().map(|at| leaf.get(at)),
+                Node::Branch(branch) => node = &branch.children[branch.child_at(key)],
             }
         }
     }
 
-    /// Returns the entry that had this key before.
-    pub fn insert(&mut self, entry: Entry) -> Option<Entry> {
-        self.bytes += entry.size();
-        let (replaced, split) = insert(&mut self.root, entry);
-        if let Some(right) = split {
-            let left = Child { lower: Arc::from([]), node: Arc::clone(&self.root) };
-            self.root = Arc::new(Node::Branch(with_room([left, right])));
-        }
-        match &replaced {
-            Some(old) => self.bytes -= old.size(),
-            None => self.len += 1,
-        }
-        replaced
+    /// True if the key was there before.
+    pub fn insert(&mut self, entry: Entry<'_>) -> bool {
+        self.insert_over(entry, |_| ()).is_some()
     }
 
-    /// Returns the entry that was removed.
-    pub fn remove(&mut self, key: &[u8]) -> Option<Entry> {
+    /// Inserts; returns what `keep` makes of the value that the key had before.
+    pub fn insert_over<T>(&mut self, entry: Entry<'_>, keep: impl FnOnce(Old<'_>) -> T) -> Option<T> {
+        let mut replaced = None;
+        let split = insert(&mut self.root, entry, |old| replaced = Some((old.len(), keep(old))));
+        if let Some((separator, right)) = split {
+            let mut separators = Packed::new();
+            separators.push(Entry::new(&separator, b""));
+            let mut children = Vec::with_capacity(NODE_MAX + 1);
+            children.extend([Arc::clone(&self.root), right]);
+            self.root = Arc::new(Node::Branch(Branch { separators, children }));
+        }
+        self.bytes += entry.size();
+        match replaced {
+            Some((value_len, kept)) => {
+                self.bytes -= (entry.key().len() + value_len) as u64;
+                Some(kept)
+            }
+            None => {
+                self.len += 1;
+                None
+            }
+        }
+    }
+
+    /// True if the key was there.
+    pub fn remove(&mut self, key: &[u8]) -> bool {
+        self.take(key, |_| ()).is_some()
+    }
+
+    /// Removes; returns what `keep` makes of the value that the key had.
+    pub fn take<T>(&mut self, key: &[u8], keep: impl FnOnce(Old<'_>) -> T) -> Option<T> {
         // A miss must not copy the path.
         self.get(key)?;
-        let removed = remove(&mut self.root, key)?;
-        if let Node::Branch(children) = &*self.root
+        let (value_len, kept) = remove(&mut self.root, key, |old| (old.len(), keep(old)))?;
+        if let Node::Branch(Branch { children, .. }) = &*self.root
             && let [only] = children.as_slice()
         {
-            self.root = Arc::clone(&only.node);
+            self.root = Arc::clone(only);
         }
         self.len -= 1;
-        self.bytes -= removed.size();
-        Some(removed)
+        self.bytes -= (key.len() + value_len) as u64;
+        Some(kept)
     }
 
     /// Entries from `start` (inclusive) to `end` (exclusive), in key order. An absent bound is open.
@@ -166,8 +146,8 @@ impl Default for Map {
     }
 }
 
-impl FromIterator<Entry> for Map {
-    fn from_iter<I: IntoIterator<Item = Entry>>(entries: I) -> Self {
+impl<'a> FromIterator<Entry<'a>> for Map {
+    fn from_iter<I: IntoIterator<Item = Entry<'a>>>(entries: I) -> Self {
         let mut map = Map::new();
         for entry in entries {
             map.insert(entry);
@@ -182,105 +162,138 @@ impl fmt::Debug for Map {
     }
 }
 
-impl fmt::Debug for Entry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}", self.key().escape_ascii(), self.value().escape_ascii())
-    }
-}
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Self) -> bool {
-        self.0 == other.0
-    }
-}
-
-impl Eq for Entry {}
-
 impl Node {
     fn len(&self) -> usize {
         match self {
-            Node::Leaf(entries) => entries.len(),
-            Node::Branch(children) => children.len(),
+            Node::Leaf(leaf) => leaf.len(),
+            Node::Branch(branch) => branch.children.len(),
         }
     }
 }
 
-impl Clone for Node {
-    /// With room for one more than `NODE_MAX`, because a node is cloned in order to be written.
-    fn clone(&self) -> Self {
-        match self {
-            Node::Leaf(entries) => Node::Leaf(with_room(entries.iter().cloned())),
-            Node::Branch(children) => Node::Branch(with_room(children.iter().cloned())),
+impl Branch {
+    /// The child whose range holds `key`.
+    fn child_at(&self, key: &[u8]) -> usize {
+        self.separators.search(key).map_or_else(|at| at, |at| at + 1)
+    }
+
+    /// See [`share`]; `between` is the separator of the two.
+    fn share(&mut self, between: &[u8], more: &Branch) -> Option<Split> {
+        let (ours, total) = (self.children.len(), self.children.len() + more.children.len());
+        let between = Entry::new(between, b"");
+        if total <= NODE_MAX {
+            self.separators.push(between);
+            self.separators.append(&more.separators, 0..more.separators.len());
+            self.children.extend(more.children.iter().cloned());
+            return None;
         }
+        let half = total / 2;
+        if ours < half {
+            let moved = half - ours;
+            self.separators.push(between);
+            self.separators.append(&more.separators, 0..moved - 1);
+            self.children.extend(more.children[..moved].iter().cloned());
+            let separators = more.separators.part(moved..more.separators.len());
+            let mut children = Vec::with_capacity(NODE_MAX + 1);
+            children.extend(more.children[moved..].iter().cloned());
+            let right = Arc::new(Node::Branch(Branch { separators, children }));
+            return Some((more.separators.key(moved - 1).to_vec(), right));
+        }
+        let mut separators = self.separators.split_off(half);
+        separators.push(between);
+        separators.append(&more.separators, 0..more.separators.len());
+        let up = self.separators.key(half - 1).to_vec();
+        self.separators.truncate(half - 1);
+        let mut children = Vec::with_capacity(NODE_MAX + 1);
+        children.extend(self.children.drain(half..));
+        children.extend(more.children.iter().cloned());
+        Some((up, Arc::new(Node::Branch(Branch { separators, children }))))
+    }
+
+    /// The children from `cut` on, and the separator before them.
+    fn split_off(&mut self, cut: usize) -> Split {
+        let separators = self.separators.split_off(cut);
+        let up = self.separators.key(cut - 1).to_vec();
+        self.separators.truncate(cut - 1);
+        let mut children = Vec::with_capacity(NODE_MAX + 1);
+        children.extend(self.children.drain(cut..));
+        (up, Arc::new(Node::Branch(Branch { separators, children })))
     }
 }
 
-fn with_room<T>(items: impl IntoIterator<Item = T>) -> Vec<T> {
-    let mut room = Vec::with_capacity(NODE_MAX + 1);
-    room.extend(items);
-    room
-}
-
-fn search(entries: &[Entry], key: &[u8]) -> Result<usize, usize> {
-    entries.binary_search_by(|entry| entry.key().cmp(key))
-}
-
-/// The child whose range holds `key`.
-fn child_at(children: &[Child], key: &[u8]) -> usize {
-    children[1..].partition_point(|child| *child.lower <= *key)
-}
-
-/// Returns the replaced entry, and the right half if the node had to be split.
-fn insert(node: &mut Arc<Node>, entry: Entry) -> (Option<Entry>, Option<Child>) {
+/// Returns the right half if the node had to be split. `keep` sees the value that is replaced, if there is one.
+fn insert(node: &mut Arc<Node>, entry: Entry<'_>, keep: impl FnOnce(Old<'_>)) -> Option<Split> {
     match Arc::make_mut(node) {
-        Node::Leaf(entries) => match search(entries, entry.key()) {
-            Ok(at) => (Some(mem::replace(&mut entries[at], entry)), None),
+        Node::Leaf(leaf) => match leaf.search(entry.key()) {
+            Ok(at) => {
+                keep(leaf.old(at));
+                leaf.set_value(at, entry);
+                None
+            }
             Err(at) => {
-                entries.insert(at, entry);
-                if entries.len() <= NODE_MAX {
-                    return (None, None);
+                leaf.insert(at, entry);
+                if leaf.len() <= NODE_MAX {
+                    return None;
                 }
                 // Ascending keys fill their leaves instead of leaving halves behind.
-                let cut = if at == NODE_MAX { NODE_MAX } else { entries.len() / 2 };
-                (None, Some(split_leaf(entries, cut)))
+                let cut = if at == NODE_MAX { NODE_MAX } else { leaf.len() / 2 };
+                Some(split_leaf(leaf, cut))
             }
         },
-        Node::Branch(children) => {
-            let at = child_at(children, entry.key());
-            let (replaced, split) = insert(&mut children[at].node, entry);
-            if let Some(right) = split {
-                children.insert(at + 1, right);
+        Node::Branch(branch) => {
+            let at = branch.child_at(entry.key());
+            if let Some((separator, right)) = insert(&mut branch.children[at], entry, keep) {
+                branch.separators.insert(at, Entry::new(&separator, b""));
+                branch.children.insert(at + 1, right);
             }
-            let split = (children.len() > NODE_MAX).then(|| split_branch(children, NODE_MAX / 2));
-            (replaced, split)
+            (branch.children.len() > NODE_MAX).then(|| branch.split_off(NODE_MAX / 2))
         }
     }
 }
 
-fn split_leaf(entries: &mut Vec<Entry>, cut: usize) -> Child {
-    let right = with_room(entries.drain(cut..));
-    Child { lower: separator(entries[cut - 1].key(), right[0].key()), node: Arc::new(Node::Leaf(right)) }
+fn split_leaf(leaf: &mut Packed, cut: usize) -> Split {
+    let right = leaf.split_off(cut);
+    (separator(leaf.key(cut - 1), right.key(0)), Arc::new(Node::Leaf(right)))
 }
 
-fn split_branch(children: &mut Vec<Child>, cut: usize) -> Child {
-    let right = with_room(children.drain(cut..));
-    Child { lower: Arc::clone(&right[0].lower), node: Arc::new(Node::Branch(right)) }
+/// Joins two neighbours in the first, or, if one node can't hold both, shares their entries evenly and returns the
+/// second.
+fn share(leaf: &mut Packed, more: &Packed) -> Option<Split> {
+    let (ours, total) = (leaf.len(), leaf.len() + more.len());
+    if total <= NODE_MAX {
+        leaf.append(more, 0..more.len());
+        return None;
+    }
+    let half = total / 2;
+    let right = if ours < half {
+        leaf.append(more, 0..half - ours);
+        more.part(half - ours..more.len())
+    } else {
+        let mut right = leaf.split_off(half);
+        right.append(more, 0..more.len());
+        right
+    };
+    Some((separator(leaf.key(half - 1), right.key(0)), Arc::new(Node::Leaf(right))))
 }
 
 /// The shortest prefix of `right` that is above `left`.
-fn separator(left: &[u8], right: &[u8]) -> Arc<[u8]> {
-    let common = left.iter().zip(right).take_while(|(a, b)| a == b).count();
-    Arc::from(&right[..common + 1])
+fn separator(left: &[u8], right: &[u8]) -> Vec<u8> {
+    right[..common(left, right) + 1].to_vec()
 }
 
-fn remove(node: &mut Arc<Node>, key: &[u8]) -> Option<Entry> {
+/// `keep` sees the value that is removed.
+fn remove<T>(node: &mut Arc<Node>, key: &[u8], keep: impl FnOnce(Old<'_>) -> T) -> Option<T> {
     match Arc::make_mut(node) {
-        Node::Leaf(entries) => search(entries, key).ok().map(|at| entries.remove(at)),
-        Node::Branch(children) => {
-            let at = child_at(children, key);
-            let removed = remove(&mut children[at].node, key);
-            if children[at].node.len() < NODE_MIN {
-                join_neighbours(children, at.min(children.len() - 2));
+        Node::Leaf(leaf) => leaf.search(key).ok().map(|at| {
+            let kept = keep(leaf.old(at));
+            leaf.remove(at);
+            kept
+        }),
+        Node::Branch(branch) => {
+            let at = branch.child_at(key);
+            let removed = remove(&mut branch.children[at], key, keep);
+            if branch.children[at].len() < NODE_MIN {
+                join_neighbours(branch, at.min(branch.children.len() - 2));
             }
             removed
         }
@@ -288,24 +301,18 @@ fn remove(node: &mut Arc<Node>, key: &[u8]) -> Option<Entry> {
 }
 
 /// Joins the children at `left` and `left + 1`, or shares their content evenly if one node can't hold it.
-fn join_neighbours(children: &mut Vec<Child>, left: usize) {
-    let right = children.remove(left + 1);
-    let target = &mut children[left];
-    let split = match (Arc::make_mut(&mut target.node), &*right.node) {
-        (Node::Leaf(entries), Node::Leaf(more)) => {
-            entries.extend(more.iter().cloned());
-            let len = entries.len();
-            (len > NODE_MAX).then(|| split_leaf(entries, len / 2))
-        }
-        (Node::Branch(grandchildren), Node::Branch(more)) => {
-            grandchildren.extend(more.iter().cloned());
-            let len = grandchildren.len();
-            (len > NODE_MAX).then(|| split_branch(grandchildren, len / 2))
-        }
+fn join_neighbours(branch: &mut Branch, left: usize) {
+    let right = branch.children.remove(left + 1);
+    let between = branch.separators.key(left).to_vec();
+    branch.separators.remove(left);
+    let split = match (Arc::make_mut(&mut branch.children[left]), &*right) {
+        (Node::Leaf(leaf), Node::Leaf(more)) => share(leaf, more),
+        (Node::Branch(ours), Node::Branch(more)) => ours.share(&between, more),
         _ => unreachable!("all leaves of a B-tree have the same depth"),
     };
-    if let Some(right) = split {
-        children.insert(left + 1, right);
+    if let Some((separator, right)) = split {
+        branch.separators.insert(left, Entry::new(&separator, b""));
+        branch.children.insert(left + 1, right);
     }
 }
 

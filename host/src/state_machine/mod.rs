@@ -39,6 +39,8 @@ pub use feed::Backlog;
 pub use gate::Gate;
 pub use openraft_impl::{Held, StateMachine};
 pub use queries::Queries;
+#[doc(hidden)]
+pub use replica::{Done, Replica};
 pub use ring::{INDICES_MAX, Short};
 
 /// Is told what was applied, after it can be read. Called on the apply thread, in log order.

@@ -2,85 +2,109 @@
 //! writes, because they are in a copy of the map (O(1) to take, shares all that is not written); what they replaced is
 //! in an undo list. Never touches the map it was made of. Step 8 goes on where `finish` is called.
 
-use crate::guest::{CommandStore, KeyRange, Order, ReadStore};
+use std::ops::Range;
 
-use super::map::{Entry, Map};
+use super::map::{Entry, Long, Map, Old};
+use crate::guest::{CommandStore, KeyRange, Order, ReadStore};
 
 /// A map with the writes of a batch on top. Dropping it drops the writes.
 pub struct Overlay {
     base: Map,
     current: Map,
-    /// One for each write, in their order: the key and what it had before.
-    undo: Vec<Undo>,
-    /// Length of `undo` at the last `begin`.
-    savepoint: usize,
+    /// Keys of all writes and old values of the current command, one after the other: one allocation for many.
+    bytes: Vec<u8>,
+    /// The key of each write, in their order, within `bytes`.
+    written: Vec<Range<usize>>,
+    /// For each write of the current command, what its key had before.
+    before: Vec<Before>,
 }
 
-struct Undo {
-    /// Of the value only the key is used.
-    written: Entry,
-    before: Option<Entry>,
+enum Before {
+    Nothing,
+    /// Within `bytes`.
+    Short(Range<usize>),
+    Long(Long),
 }
 
 /// What a batch wrote, in key order, each key once: its value at the end, or `None` if it was deleted.
 pub struct Writes {
-    writes: Vec<(Entry, bool)>,
+    after: Map,
+    bytes: Vec<u8>,
+    keys: Vec<Range<usize>>,
 }
 
 impl Overlay {
     pub fn new(base: Map) -> Self {
-        Overlay { current: base.clone(), base, undo: Vec::new(), savepoint: 0 }
+        Overlay { current: base.clone(), base, bytes: Vec::new(), written: Vec::new(), before: Vec::new() }
     }
 
     /// The map with all writes in it, and the writes. Keys that were deleted but were never there are among the writes.
     pub fn finish(self) -> (Map, Writes) {
-        let mut touched: Vec<Entry> = self.undo.into_iter().map(|undo| undo.written).collect();
-        touched.sort_unstable_by(|a, b| a.key().cmp(b.key()));
-        touched.dedup_by(|a, b| a.key() == b.key());
-        let current = &self.current;
-        let last = |key: Entry| match current.get(key.key()) {
-            Some(entry) => (entry.clone(), true),
-            None => (key, false),
-        };
-        let writes = touched.into_iter().map(last).collect();
-        (self.current, Writes { writes })
+        let Overlay { current, bytes, written: mut keys, .. } = self;
+        keys.sort_unstable_by(|a, b| bytes[a.clone()].cmp(&bytes[b.clone()]));
+        keys.dedup_by(|a, b| bytes[a.clone()] == bytes[b.clone()]);
+        (current.clone(), Writes { after: current, bytes, keys })
     }
 
-    fn put(&mut self, entry: Entry) {
-        let before = self.current.insert(entry.clone());
-        self.undo.push(Undo { written: entry, before });
+    fn put(&mut self, entry: Entry<'_>) {
+        self.note(entry.key());
+        let bytes = &mut self.bytes;
+        let before = self.current.insert_over(entry, |old| Before::of(old, bytes));
+        self.before.push(before.unwrap_or(Before::Nothing));
     }
 
     fn take(&mut self, key: &[u8]) -> bool {
-        let Some(before) = self.current.remove(key) else { return false };
-        self.undo.push(Undo { written: before.clone(), before: Some(before) });
+        let bytes = &mut self.bytes;
+        let Some(before) = self.current.take(key, |old| Before::of(old, bytes)) else { return false };
+        self.before.push(before);
+        self.note(key);
         true
+    }
+
+    fn note(&mut self, key: &[u8]) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(key);
+        self.written.push(start..self.bytes.len());
+    }
+}
+
+impl Before {
+    fn of(old: Old<'_>, bytes: &mut Vec<u8>) -> Self {
+        match old {
+            Old::Short(value) => {
+                let start = bytes.len();
+                bytes.extend_from_slice(value);
+                Before::Short(start..bytes.len())
+            }
+            Old::Long(long) => Before::Long(long.clone()),
+        }
     }
 }
 
 impl Writes {
     /// Keys in order; `None`: deleted.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
-        self.writes.iter().map(|(entry, kept)| (entry.key(), kept.then(|| entry.value())))
+        let keys = self.keys.iter().map(|key| &self.bytes[key.clone()]);
+        keys.map(|key| (key, self.after.get(key).map(|entry| entry.value())))
     }
 
     /// Number of keys.
     pub fn len(&self) -> usize {
-        self.writes.len()
+        self.keys.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.writes.is_empty()
+        self.keys.is_empty()
     }
 }
 
 impl ReadStore for Map {
     fn get(&self, key: &[u8]) -> Option<&[u8]> {
-        Map::get(self, key).map(Entry::value)
+        Map::get(self, key).map(|entry| entry.value())
     }
 
     fn scan<'a>(&'a self, range: KeyRange<'a>) -> Box<dyn Iterator<Item = (&'a [u8], &'a [u8])> + 'a> {
-        let pair = |entry: &'a Entry| (entry.key(), entry.value());
+        let pair = |entry: Entry<'a>| (entry.key(), entry.value());
         match range.order {
             Order::Ascending => Box::new(self.range(range.start, range.end).map(pair)),
             Order::Descending => Box::new(self.range_descending(range.start, range.end).map(pair)),
@@ -108,30 +132,36 @@ impl CommandStore for Overlay {
     }
 
     fn delete_range(&mut self, range: KeyRange<'_>) -> u64 {
-        let doomed: Vec<Entry> = self.current.range(range.start, range.end).cloned().collect();
-        for entry in &doomed {
-            self.take(entry.key());
+        let doomed: Vec<Vec<u8>> =
+            self.current.range(range.start, range.end).map(|entry| entry.key().to_vec()).collect();
+        for key in &doomed {
+            self.take(key);
         }
         doomed.len() as u64
     }
 
     fn begin(&mut self) {
-        self.savepoint = self.undo.len();
+        // The commands before are out of reach now: of them only the keys are needed.
+        self.before.clear();
     }
 
     fn rollback(&mut self) {
-        for Undo { written, before } in self.undo.drain(self.savepoint..).rev() {
-            match before {
-                Some(entry) => self.current.insert(entry),
-                None => self.current.remove(written.key()),
+        let first = self.written.len() - self.before.len();
+        for (key, before) in self.written.drain(first..).zip(self.before.drain(..)).rev() {
+            let key = &self.bytes[key];
+            match &before {
+                Before::Nothing => self.current.remove(key),
+                Before::Short(value) => self.current.insert(Entry::new(key, &self.bytes[value.clone()])),
+                Before::Long(long) => self.current.insert(long.get()),
             };
         }
     }
 
     fn discard(&mut self) {
         self.current = self.base.clone();
-        self.undo.clear();
-        self.savepoint = 0;
+        self.bytes.clear();
+        self.written.clear();
+        self.before.clear();
     }
 }
 
@@ -168,7 +198,8 @@ mod tests {
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            8 => (key(), prop::collection::vec(any::<u8>(), 0..4)).prop_map(|(key, value)| Step::Set(key, value)),
+            8 => (key(), prop::collection::vec(any::<u8>(), 0..4), prop::sample::select(vec![1_usize, 1, 200]))
+                .prop_map(|(key, value, times)| Step::Set(key, value.repeat(times))),
             4 => key().prop_map(Step::Delete),
             2 => key().prop_map(Step::Get),
             4 => (range(), any::<bool>(), 0_usize..80).prop_map(|(range, up, limit)| Step::Scan(range, up, limit)),

@@ -82,7 +82,7 @@ impl Sessions {
             }
             let record = Record::read(entry.value()).and_then(|r| r.check().map(|()| r)).map_err(of)?;
             let age = age(record.time_ms, record.number);
-            if by_age.insert(Entry::new(&age, entry.key())).is_some() {
+            if by_age.insert(Entry::new(&age, entry.key())) {
                 return Err(of(format!("command {} has another key too", record.number)));
             }
         }
@@ -98,9 +98,9 @@ impl Sessions {
             if !limits.is_expired(u64::from_be_bytes(time), now_ms) {
                 return;
             }
-            let oldest = oldest.clone();
-            self.by_age.remove(oldest.key());
-            self.records.remove(oldest.value());
+            let (age, key) = (oldest.key().to_vec(), oldest.value().to_vec());
+            self.by_age.remove(&age);
+            self.records.remove(&key);
         }
     }
 
@@ -120,8 +120,8 @@ impl Sessions {
     /// Keeps the reply of a command that was run under a key that isn't known. False: it isn't one to be kept.
     fn keep(&mut self, key: &[u8], time_ms: u64, number: u64, fingerprint: &Fingerprint, reply: &CommandReply) -> bool {
         let Some(record) = record::encode(time_ms, number, fingerprint, reply) else { return false };
-        let before = self.records.insert(Entry::new(key, &record));
-        assert!(before.is_none(), "a key that is known isn't run again");
+        let known = self.records.insert(Entry::new(key, &record));
+        assert!(!known, "a key that is known isn't run again");
         self.by_age.insert(Entry::new(&age(time_ms, number), key));
         true
     }

@@ -1,6 +1,6 @@
 //! Walks the map's tree in both directions. Never changes it.
 
-use super::{Child, Entry, Node, child_at, search};
+use super::{Branch, Entry, Node, Packed};
 
 /// Where a cursor with an open bound begins.
 #[derive(Clone, Copy)]
@@ -12,70 +12,72 @@ pub(super) enum Edge {
 /// A position between two entries: for each node on the path how many of its items lie before it (in a branch: before
 /// the child that the path goes through).
 pub(super) struct Cursor<'a> {
-    path: Vec<(&'a [Child], usize)>,
-    leaf: &'a [Entry],
+    path: Vec<(&'a Branch, usize)>,
+    leaf: &'a Packed,
     at: usize,
 }
 
 impl<'a> Cursor<'a> {
     /// Just before the first entry whose key is at or above `bound`.
     pub(super) fn at(root: &'a Node, bound: Option<&[u8]>, open: Edge) -> Self {
-        let mut cursor = Cursor { path: Vec::with_capacity(8), leaf: &[], at: 0 };
-        cursor.descend(root, |children| match (bound, open) {
-            (Some(key), _) => child_at(children, key),
+        let mut path = Vec::with_capacity(8);
+        let leaf = descend(&mut path, root, |branch| match (bound, open) {
+            (Some(key), _) => branch.child_at(key),
             (None, Edge::First) => 0,
-            (None, Edge::Last) => children.len() - 1,
+            (None, Edge::Last) => branch.children.len() - 1,
         });
-        cursor.at = match (bound, open) {
-            (Some(key), _) => search(cursor.leaf, key).unwrap_or_else(|at| at),
+        let at = match (bound, open) {
+            (Some(key), _) => leaf.search(key).unwrap_or_else(|at| at),
             (None, Edge::First) => 0,
-            (None, Edge::Last) => cursor.leaf.len(),
+            (None, Edge::Last) => leaf.len(),
         };
-        cursor
+        Cursor { path, leaf, at }
     }
 
-    fn descend(&mut self, mut node: &'a Node, choose: impl Fn(&[Child]) -> usize) {
-        loop {
-            match node {
-                Node::Leaf(entries) => {
-                    self.leaf = entries;
-                    return;
-                }
-                Node::Branch(children) => {
-                    let at = choose(children);
-                    self.path.push((children, at));
-                    node = &children[at].node;
-                }
-            }
-        }
-    }
-
-    fn next(&mut self) -> Option<&'a Entry> {
+    fn next(&mut self) -> Option<Entry<'a>> {
         while self.at == self.leaf.len() {
-            let up = self.path.iter().rposition(|(children, at)| at + 1 < children.len())?;
+            let up = self.path.iter().rposition(|(branch, at)| at + 1 < branch.children.len())?;
             self.path.truncate(up + 1);
-            let (children, at) = &mut self.path[up];
+            let (branch, at) = &mut self.path[up];
             *at += 1;
-            let node = &children[*at].node;
-            self.descend(node, |_| 0);
+            let node = &branch.children[*at];
+            self.leaf = descend(&mut self.path, node, |_| 0);
             self.at = 0;
         }
         self.at += 1;
-        Some(&self.leaf[self.at - 1])
+        Some(self.leaf.get(self.at - 1))
     }
 
-    fn previous(&mut self) -> Option<&'a Entry> {
+    fn previous(&mut self) -> Option<Entry<'a>> {
         while self.at == 0 {
             let up = self.path.iter().rposition(|(_, at)| *at > 0)?;
             self.path.truncate(up + 1);
-            let (children, at) = &mut self.path[up];
+            let (branch, at) = &mut self.path[up];
             *at -= 1;
-            let node = &children[*at].node;
-            self.descend(node, |children| children.len() - 1);
+            let node = &branch.children[*at];
+            self.leaf = descend(&mut self.path, node, |branch| branch.children.len() - 1);
             self.at = self.leaf.len();
         }
         self.at -= 1;
-        Some(&self.leaf[self.at])
+        Some(self.leaf.get(self.at))
+    }
+}
+
+/// Down to a leaf; the branches that were passed go into `path`.
+fn descend<'a>(
+    path: &mut Vec<(&'a Branch, usize)>,
+    mut node: &'a Node,
+    choose: impl Fn(&Branch) -> usize,
+) -> &'a Packed {
+    loop {
+        match node {
+            Node::Leaf(leaf) => return leaf,
+            Node::Branch(branch) => {
+                let at = choose(branch);
+                path.push((branch, at));
+                node = &branch.children[at];
+            }
+        }
     }
 }
 
@@ -86,9 +88,9 @@ pub struct Ascending<'a> {
 }
 
 impl<'a> Iterator for Ascending<'a> {
-    type Item = &'a Entry;
+    type Item = Entry<'a>;
 
-    fn next(&mut self) -> Option<&'a Entry> {
+    fn next(&mut self) -> Option<Entry<'a>> {
         let entry = self.cursor.next()?;
         self.end.is_none_or(|end| entry.key() < end).then_some(entry)
     }
@@ -101,9 +103,9 @@ pub struct Descending<'a> {
 }
 
 impl<'a> Iterator for Descending<'a> {
-    type Item = &'a Entry;
+    type Item = Entry<'a>;
 
-    fn next(&mut self) -> Option<&'a Entry> {
+    fn next(&mut self) -> Option<Entry<'a>> {
         let entry = self.cursor.previous()?;
         self.start.is_none_or(|start| entry.key() >= start).then_some(entry)
     }

@@ -62,7 +62,7 @@ impl Pair {
         let replies = self.entry(Kind::Batch, Batch { commands }.to_bytes());
         // What a replica keeps of its keys must be all that it knows of them.
         let second = &mut self.replicas[1].state;
-        let records: Map = second.sessions.records().iter().cloned().collect();
+        let records: Map = second.sessions.records().iter().collect();
         second.sessions = Sessions::restore(records).expect("what was kept can be read");
         let [first, second] = &self.replicas;
         assert_eq!(first.state.digest, second.state.digest);

@@ -251,7 +251,7 @@ proptest! {
             prop_assert_eq!((sessions.keys(), sessions.bytes()), (model.kept.len() as u64, model.bytes()));
             prop_assert_eq!(sessions.by_age.len(), sessions.keys());
             if restore {
-                let records: Map = sessions.records().iter().cloned().collect();
+                let records: Map = sessions.records().iter().collect();
                 let restored = Sessions::restore(records).unwrap();
                 prop_assert!(restored.by_age.iter().eq(sessions.by_age.iter()));
                 prop_assert_eq!((restored.keys(), restored.bytes()), (sessions.keys(), sessions.bytes()));

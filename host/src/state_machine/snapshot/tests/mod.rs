@@ -58,7 +58,11 @@ pub(super) fn full(term: u64, index: u64, map: Map, module: &[u8]) -> Published 
 }
 
 pub(super) fn map(entries: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>) -> Map {
-    entries.into_iter().map(|(key, value)| Entry::new(&key, &value)).collect()
+    let mut map = Map::new();
+    for (key, value) in entries {
+        map.insert(Entry::new(&key, &value));
+    }
+    map
 }
 
 /// Bytes that LZ4 can't make smaller.
@@ -82,6 +86,6 @@ pub(super) fn summary(bytes: &[u8]) -> Result<Summary, ReadError> {
     Reader::open(bytes)?.walk(&mut ())
 }
 
-pub(super) fn entries(map: &Map) -> Vec<Entry> {
-    map.iter().cloned().collect()
+pub(super) fn entries(map: &Map) -> Vec<Entry<'_>> {
+    map.iter().collect()
 }
