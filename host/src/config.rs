@@ -48,8 +48,7 @@ pub struct NodeConfig {
 /// When a batch is sealed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchingConfig {
-    /// Off: each command is a batch of its own.
-    pub enabled: bool,
+    pub mode: Batching,
     /// Commands.
     pub max_ops: usize,
     /// Bytes of the commands together. One command that is larger makes a batch alone.
@@ -135,10 +134,21 @@ impl DiskConfig {
     }
 }
 
+/// When a batch is sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Batching {
+    /// When no batch of this node is on its way, and at each of the limits.
+    Adaptive,
+    /// Only at the limits: a command waits for others, or for the delay, although nothing else is to do.
+    Fixed,
+    /// At once: each command is a batch of its own.
+    Off,
+}
+
 impl Default for BatchingConfig {
     fn default() -> Self {
         BatchingConfig {
-            enabled: true,
+            mode: Batching::Adaptive,
             // Beyond this the cost of a commit is spread thin enough; a larger batch only lengthens the apply that
             // everybody behind it waits for.
             max_ops: 1024,

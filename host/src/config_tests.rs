@@ -70,8 +70,12 @@ fn an_entry_to_skip_is_an_index_and_sixteen_digits() {
 #[test]
 fn each_limit_is_obeyed_and_violated() {
     let mut edge = good();
-    edge.batching =
-        BatchingConfig { enabled: true, max_ops: 65_536, max_bytes: 1024, max_delay: Duration::from_secs(1) };
+    edge.batching = BatchingConfig {
+        mode: Batching::Adaptive,
+        max_ops: 65_536,
+        max_bytes: 1024,
+        max_delay: Duration::from_secs(1),
+    };
     edge.limits.body_bytes_max = 8 * MIB;
     edge.limits.bulk_bytes_max = 16 * MIB;
     edge.limits.queue_bytes_max = 16 * MIB + 32 * KIB;

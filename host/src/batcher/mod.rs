@@ -17,7 +17,7 @@ use raftlet_machine::{Batch, Request};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::config::BatchingConfig;
+use crate::config::{Batching, BatchingConfig};
 use crate::metrics::{Metrics, SealReason};
 use crate::outcome::{Answer, BatchAnswer, Refusal};
 
@@ -257,11 +257,16 @@ impl<P: Propose> Sealer<P> {
                     Some(more) => self.take(more),
                     None => return,
                 },
-                () = self.tickets.pipe_idle(), if !self.queue.is_empty() && self.gather.is_none() => {}
+                () = self.tickets.pipe_idle(), if self.waits_for_pipe() => {}
                 () = tokio::time::sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {}
                 () = self.room.close.notified() => {}
             }
         }
+    }
+
+    /// An idle pipe would seal what is queued.
+    fn waits_for_pipe(&self) -> bool {
+        self.config.mode == Batching::Adaptive && !self.queue.is_empty() && self.gather.is_none()
     }
 
     fn take_ready(&mut self) {
@@ -293,7 +298,7 @@ impl<P: Propose> Sealer<P> {
         }
         self.gather = None;
         let oldest = self.queue.front()?.since;
-        if !self.config.enabled {
+        if self.config.mode == Batching::Off {
             Some(SealReason::Single)
         } else if self.queue.len() >= self.config.max_ops {
             Some(SealReason::Ops)
@@ -301,7 +306,7 @@ impl<P: Propose> Sealer<P> {
             Some(SealReason::Bytes)
         } else if oldest.elapsed() >= self.config.max_delay {
             Some(SealReason::Delay)
-        } else if self.tickets.is_pipe_idle() {
+        } else if self.config.mode == Batching::Adaptive && self.tickets.is_pipe_idle() {
             self.gather = self.tickets.gather_until(self.queue.len());
             self.gather.is_none().then_some(SealReason::Idle)
         } else {
@@ -311,7 +316,7 @@ impl<P: Propose> Sealer<P> {
 
     /// Seals one batch: archives it, once, and sends it on its way.
     fn seal(&mut self, reason: SealReason) {
-        let max_ops = if self.config.enabled { self.config.max_ops } else { 1 };
+        let max_ops = if self.config.mode == Batching::Off { 1 } else { self.config.max_ops };
         let mut commands = Vec::with_capacity(self.queue.len().min(max_ops));
         let mut waiters = Vec::with_capacity(commands.capacity());
         let mut bytes = 0;

@@ -50,8 +50,12 @@ impl Bench {
     }
 
     fn with_queue(queue_bytes_max: usize, change: impl FnOnce(&mut BatchingConfig)) -> Bench {
-        let mut config =
-            BatchingConfig { enabled: true, max_ops: 10, max_bytes: 100_000, max_delay: Duration::from_millis(2) };
+        let mut config = BatchingConfig {
+            mode: Batching::Adaptive,
+            max_ops: 10,
+            max_bytes: 100_000,
+            max_delay: Duration::from_millis(2),
+        };
         change(&mut config);
         let tickets = Tickets::new(1, 7);
         let port = Arc::new(Port { term: Mutex::new(Some(1)), taken: Mutex::default(), changed: Notify::new() });
@@ -214,10 +218,21 @@ async fn the_delay_seals_and_counts_from_the_oldest_command() {
 
 #[tokio::test(start_paused = true)]
 async fn without_batching_each_command_goes_alone() {
-    let b = Bench::new(|c| c.enabled = false);
+    let b = Bench::new(|c| c.mode = Batching::Off);
     let _tasks: Vec<_> = (0..4).map(|_| b.submit(b"")).collect();
     b.settle().await;
     assert_eq!(b.sizes(), [1; 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fixed_batches_wait_for_their_size_or_the_delay() {
+    let b = Bench::new(|c| (c.mode, c.max_ops) = (Batching::Fixed, 3));
+    let _tasks: Vec<_> = (0..5).map(|_| b.submit(b"")).collect();
+    b.settle().await;
+    assert_eq!(b.sizes(), [3], "two wait although nothing else is to do");
+    tokio::time::advance(Duration::from_millis(3)).await;
+    b.settle().await;
+    assert_eq!(b.sizes(), [3, 2]);
 }
 
 #[tokio::test(start_paused = true)]

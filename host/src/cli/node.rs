@@ -215,7 +215,7 @@ mod tests {
         let config = configure(StartArgs { settings: settings.clone(), ..StartArgs::default() }).unwrap();
         assert_eq!((config.id, config.listen.port(), config.peers.len()), (2, 80, 2));
         assert_eq!(config.module, Some(PathBuf::from("m.wasm")));
-        assert!(!config.batching.enabled);
+        assert_eq!(config.batching.mode, crate::config::Batching::Off);
         std::fs::write(&file, format!("{text}bootstrap = true\n")).unwrap();
         let error = configure(StartArgs { settings, ..StartArgs::default() }).unwrap_err();
         assert!(error.is::<ConfigError>() && error.to_string().contains("unknown key `bootstrap`"), "{error}");

@@ -11,7 +11,9 @@ use anyhow::Context as _;
 use clap::Args;
 use humantime::Duration;
 
-use crate::config::{BatchingConfig, ChecksConfig, ConfigError, DiskConfig, HttpLimits, RaftTiming, SnapshotConfig};
+use crate::config::{
+    Batching, BatchingConfig, ChecksConfig, ConfigError, DiskConfig, HttpLimits, RaftTiming, SnapshotConfig,
+};
 
 /// The settings that `node start`, `cluster start` and the temporary cluster of `bench` share. None: not given as
 /// flag or in the environment.
@@ -22,8 +24,8 @@ pub struct SettingsArgs {
     pub config: Option<PathBuf>,
 
     /// Seal many commands in one batch; off: each command is a batch of its own [default: on]
-    #[arg(long, env = "RAFTLET_BATCHING", value_name = "on|off", help_heading = "Batching")]
-    pub batching: Option<Switch>,
+    #[arg(long, env = "RAFTLET_BATCHING", value_name = "on|fixed|off", help_heading = "Batching")]
+    pub batching: Option<Batching>,
     /// Commands in a batch at most [default: 1024]
     #[arg(long, env = "RAFTLET_BATCH_MAX_OPS", value_name = "N", help_heading = "Batching")]
     pub batch_max_ops: Option<usize>,
@@ -118,7 +120,7 @@ impl SettingsArgs {
     pub fn resolve(&self, file: &mut FileKeys) -> Result<Settings, ConfigError> {
         let d = Settings::default();
         let batching = BatchingConfig {
-            enabled: file.pick(self.batching, "batching", Switch(d.batching.enabled))?.0,
+            mode: file.pick(self.batching, "batching", d.batching.mode)?,
             max_ops: file.pick(self.batch_max_ops, "batch-max-ops", d.batching.max_ops)?,
             max_bytes: file.pick(self.batch_max_bytes, "batch-max-bytes", ByteSize(d.batching.max_bytes))?.0,
             max_delay: *file.pick(self.batch_max_delay, "batch-max-delay", d.batching.max_delay.into())?,
@@ -188,7 +190,7 @@ impl Settings {
         let time = |t: std::time::Duration| humantime::format_duration(t).to_string().replace(' ', "");
         let (b, l, r, c) = (&self.batching, &self.limits, &self.raft, &self.checks);
         [
-            ("batching", Switch(b.enabled).to_string()),
+            ("batching", b.mode.to_string()),
             ("batch-max-ops", b.max_ops.to_string()),
             ("batch-max-bytes", b.max_bytes.to_string()),
             ("batch-max-delay", time(b.max_delay)),
@@ -285,7 +287,7 @@ fn as_text(value: toml::Value) -> Result<String, String> {
     match value {
         toml::Value::String(text) => Ok(text),
         toml::Value::Integer(number) => Ok(number.to_string()),
-        toml::Value::Boolean(on) => Ok(Switch(on).to_string()),
+        toml::Value::Boolean(on) => Ok(if on { Batching::Adaptive } else { Batching::Off }.to_string()),
         // peers = { 1 = "host:port", 2 = ... }
         toml::Value::Table(pairs) => {
             let pairs: Result<Vec<_>, _> =
@@ -296,25 +298,26 @@ fn as_text(value: toml::Value) -> Result<String, String> {
     }
 }
 
-/// `on` or `off`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Switch(pub bool);
-
-impl FromStr for Switch {
+impl FromStr for Batching {
     type Err = ConfigError;
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         match text {
-            "on" | "true" => Ok(Switch(true)),
-            "off" | "false" => Ok(Switch(false)),
-            other => Err(ConfigError(format!("{other:?} is neither on nor off"))),
+            "on" | "true" => Ok(Batching::Adaptive),
+            "fixed" => Ok(Batching::Fixed),
+            "off" | "false" => Ok(Batching::Off),
+            other => Err(ConfigError(format!("{other:?} is none of on, fixed and off"))),
         }
     }
 }
 
-impl fmt::Display for Switch {
+impl fmt::Display for Batching {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0 { "on" } else { "off" })
+        f.write_str(match self {
+            Batching::Adaptive => "on",
+            Batching::Fixed => "fixed",
+            Batching::Off => "off",
+        })
     }
 }
 

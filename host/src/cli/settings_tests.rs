@@ -71,7 +71,7 @@ fn flags_for_a_child_mean_the_same_settings() {
         flags(&["--batching=off", "--batch-max-bytes=64KiB", "--batch-max-delay=1500us", "--heartbeat=50ms"])
             .resolve(&mut FileKeys::default())
             .unwrap();
-    assert!(!settings.batching.enabled);
+    assert_eq!(settings.batching.mode, Batching::Off);
     assert_eq!(settings.batching.max_bytes, 65_536);
     assert_eq!(settings.batching.max_delay, StdDuration::from_micros(1500));
     let handed_on = settings.to_flags();
@@ -101,7 +101,7 @@ fn a_wrong_file_is_told_its_name_and_the_key() {
     let unknown = error("batch-max-op = 5");
     assert!(unknown.starts_with("my.toml: unknown key `batch-max-op`"), "{unknown}");
     assert_eq!(error("batch-max-ops = \"many\""), "my.toml: key `batch-max-ops`: invalid digit found in string");
-    assert_eq!(error("batching = \"maybe\""), "my.toml: key `batching`: \"maybe\" is neither on nor off");
+    assert_eq!(error("batching = \"maybe\""), "my.toml: key `batching`: \"maybe\" is none of on, fixed and off");
     assert!(error("batch-max-delay = 2").contains("key `batch-max-delay`: time unit needed"));
     assert!(error("batch-max-bytes = 1.5").contains("a float can't be used here"));
     assert!(error("batch-max-ops = 0").contains("is not from 1"));

@@ -6,8 +6,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
-use super::lock;
-use super::writer::sled_error;
+use super::{lock, sled_error};
 use crate::failpoint;
 
 /// The thread, for as long as this lives.

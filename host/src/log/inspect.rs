@@ -131,7 +131,11 @@ fn look(
     let stamp = match stamp::newest(db) {
         Ok(stamp) => Some(stamp),
         Err(Unreadable::Damage(damage)) => {
-            report.damage.push(damage.to_string());
+            // The journal's reading may have met the same.
+            let damage = damage.to_string();
+            if !report.damage.contains(&damage) {
+                report.damage.push(damage);
+            }
             None
         }
         Err(Unreadable::Sled(e)) => return Err(e),

@@ -284,6 +284,13 @@ fn failed_error(failure: &str) -> io::Error {
     io::Error::other(format!("the log can't be written any more: {failure}"))
 }
 
+fn sled_error(error: sled::Error) -> io::Error {
+    match error {
+        sled::Error::Io(e) => e,
+        other => io::Error::other(other),
+    }
+}
+
 /// A panic while a lock is held leaves nothing half done in what these locks guard: checks come before changes.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

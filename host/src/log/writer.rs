@@ -24,7 +24,7 @@ use super::pending::{Counts, Pending, Write};
 use super::queue::{Ack, Op, Queued};
 use super::stamp::{Stamp, Unreadable};
 use super::view::Bounds;
-use super::{Shared, failed_error, lock};
+use super::{Shared, failed_error, lock, sled_error};
 use crate::failpoint;
 use crate::raft::types::{LogId, Vote};
 
@@ -395,12 +395,5 @@ fn unreadable(error: Unreadable) -> io::Error {
     match error {
         Unreadable::Damage(damage) => io::Error::new(io::ErrorKind::InvalidData, damage),
         Unreadable::Sled(error) => sled_error(error),
-    }
-}
-
-pub(super) fn sled_error(error: sled::Error) -> io::Error {
-    match error {
-        sled::Error::Io(e) => e,
-        other => io::Error::other(other),
     }
 }

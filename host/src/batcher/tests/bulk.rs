@@ -18,7 +18,7 @@ fn bodies(answer: BatchAnswer) -> Vec<Vec<u8>> {
 
 #[tokio::test(start_paused = true)]
 async fn it_goes_at_once_and_as_it_is_whatever_the_settings_are() {
-    let b = Bench::new(|c| (c.enabled, c.max_ops, c.max_bytes) = (false, 1, 1024));
+    let b = Bench::new(|c| (c.mode, c.max_ops, c.max_bytes) = (Batching::Off, 1, 1024));
     let _busy = b.submit(b"");
     b.settle().await;
     let archive = Batch { commands: vec![request(&[7; 900]); 30] }.to_bytes();
