@@ -1,5 +1,6 @@
 //! The figures of a node, for `/_/metrics`. Owned here so that every room can count without knowing who reads.
-//! The histograms along a write's path add up to its latency: queue, then fsync and replication, then apply.
+//! The histograms along a write's path add up to its latency: queue, then commit, which has the log's fsync, here and on
+//! a quorum, and the apply in it.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -44,6 +45,12 @@ pub struct Metrics {
     batch_commands: Counter,
     /// Of these, those in batches that clients made.
     bulk_commands: Counter,
+    /// Commands of each sealed batch.
+    batch_size: Histogram,
+    /// From when a batch of this node was sealed until it was applied here: replication, the log's sync, the apply.
+    pub commit_seconds: Histogram,
+    /// One commit of this node's log: until what was queued is durable.
+    pub fsync_seconds: Histogram,
     /// From a command's arrival until its batch was sealed.
     pub queue_seconds: Histogram,
     /// One module run over one batch.
@@ -110,6 +117,10 @@ impl Default for Metrics {
             connections_open: Gauge::default(),
             sealed: Family::default(),
             batch_commands: Counter::default(),
+            // Up to 65,536.
+            batch_size: Histogram::new(exponential_buckets(1.0, 2.0, 17)),
+            commit_seconds: latency(),
+            fsync_seconds: latency(),
             bulk_commands: Counter::default(),
             queue_seconds: latency(),
             guest_seconds: latency(),
@@ -145,6 +156,7 @@ impl Default for Metrics {
         registry.register("http_connections", "Client connections open now", m.connections_open.clone());
         registry.register("batches_sealed", "Batches sealed on this node, by what made it seal", m.sealed.clone());
         registry.register("batch_commands", "Commands in the batches sealed on this node", m.batch_commands.clone());
+        registry.register("batch_size", "Commands in each batch sealed on this node", m.batch_size.clone());
         registry.register("bulk_commands", "Of these, those in batches that clients made", m.bulk_commands.clone());
         registry.register(
             "replays",
@@ -155,6 +167,8 @@ impl Default for Metrics {
         registry.register("audits", "Comparisons of all nodes' digests, as leader", m.audits.clone());
         let histograms = [
             ("queue", "Wait of a command until its batch is sealed", &m.queue_seconds),
+            ("commit", "From the seal of a batch of this node until it was applied here", &m.commit_seconds),
+            ("fsync", "One commit of the log, until it is durable", &m.fsync_seconds),
             ("guest", "One module run over one batch", &m.guest_seconds),
             ("apply", "One group of committed entries, applied and answered", &m.apply_seconds),
         ];
@@ -221,6 +235,7 @@ impl Metrics {
     pub fn sealed(&self, reason: SealReason, commands: usize) {
         self.sealed.get_or_create(&Sealed { reason }).inc();
         self.batch_commands.inc_by(commands as u64);
+        self.batch_size.observe(commands as f64);
         if reason == SealReason::Bulk {
             self.bulk_commands.inc_by(commands as u64);
         }

@@ -74,7 +74,13 @@ impl Node {
 
         let log_dir = config.dir.join(LOG_DIR);
         // A member's log is never made anew: without it the node has forgotten what it acknowledged.
-        let options = LogOptions { create: identity.cluster.is_none(), ..LogOptions::default() };
+        let metrics = Arc::new(Metrics::default());
+        let observed = metrics.clone();
+        let options = LogOptions {
+            create: identity.cluster.is_none(),
+            on_commit: Some(Arc::new(move |commit| observed.fsync_seconds.observe(commit.fsync_us as f64 / 1e6))),
+            ..LogOptions::default()
+        };
         let opened = tokio::task::spawn_blocking(move || SledLog::open(&log_dir, options)).await?;
         let mut log = opened.context("the log can't be opened")?;
         let dir = config.dir.clone();
@@ -85,7 +91,6 @@ impl Node {
         let space = Space::start(&config.dir, config.disk.clone(), log.metrics())?;
         let asked = space.clone();
         snapshots.ask_for_room(Box::new(move |bytes| asked.check_room(bytes)));
-        let metrics = Arc::new(Metrics::default());
         let tickets = Tickets::new(config.id, random());
         let backlog = Box::new(LogAgain { log: log.clone(), runtime: tokio::runtime::Handle::current() });
         let held = Held { gate: gate.clone(), backlog };

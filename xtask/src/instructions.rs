@@ -17,7 +17,7 @@ const BENCH: &str = "instructions";
 const MEASURED: &str = "measured_";
 const STEPS: [&str; 3] = ["apply", "seal", "log_codec"];
 /// A step may take so many percent more than what was accepted. Small, because counts repeat to a few per mille.
-const WORSE_PERCENT_MAX: f64 = 5.0;
+const WORSE_PERCENT_MAX: u64 = 5;
 const OUT_DIR: &str = "target/instructions";
 
 type Counts = BTreeMap<String, u64>;
@@ -94,9 +94,9 @@ fn judge(counts: &Counts, accepted: &Counts) -> Result<()> {
         };
         let percent = 100.0 * (*count as f64 / *before as f64 - 1.0);
         println!("{step:10} {count:>12} instructions, {percent:+.1} % of {before}");
-        if percent > WORSE_PERCENT_MAX {
+        if *count * 100 > *before * (100 + WORSE_PERCENT_MAX) {
             worse.push(format!("{step}: {count} instructions, {percent:.1} % more than the accepted {before}"));
-        } else if percent < -WORSE_PERCENT_MAX {
+        } else if *count * 100 < *before * (100 - WORSE_PERCENT_MAX) {
             println!("{step:10} is better: `cargo xtask instructions --accept` keeps it so");
         }
     }

@@ -345,13 +345,18 @@ impl<P: Propose> Sealer<P> {
     fn send(&self, archive: Bytes, waiters: Waiters, start: Instant) {
         let sequence = self.tickets.issue(waiters);
         let deadline = start + self.deadline;
-        let (port, tickets) = (self.port.clone(), self.tickets.clone());
-        tokio::spawn(see_through(port, tickets, sequence, archive, start, deadline));
+        let (port, tickets, metrics) = (self.port.clone(), self.tickets.clone(), self.metrics.clone());
+        tokio::spawn(async move {
+            let sealed = Instant::now();
+            if see_through(port, tickets, sequence, archive, start, deadline).await {
+                metrics.commit_seconds.observe(sealed.elapsed().as_secs_f64());
+            }
+        });
     }
 }
 
 /// Follows one batch until it was applied or its time is up. It is handed over again only when it is certain that it
-/// was not logged.
+/// was not logged. True: it was applied.
 async fn see_through<P: Propose>(
     port: Arc<P>,
     tickets: Arc<Tickets>,
@@ -359,28 +364,32 @@ async fn see_through<P: Propose>(
     archive: Bytes,
     start: Instant,
     deadline: Instant,
-) {
+) -> bool {
     let waited_ms = || start.elapsed().as_millis() as u64;
     let no_leader = || port.refusal().unwrap_or(Refusal::NoLeader { waited_ms: waited_ms() });
+    let refuse = |refusal: Refusal| {
+        tickets.refuse(sequence, &refusal);
+        false
+    };
     loop {
         match tokio::time::timeout_at(deadline, port.propose(sequence, archive.clone())).await {
             // Cut off before it was handed over, and what was handed over earlier was certainly not logged.
-            Err(_) => return tickets.refuse(sequence, &no_leader()),
-            Ok(None) => return tickets.refuse(sequence, &Refusal::ShuttingDown),
+            Err(_) => return refuse(no_leader()),
+            Ok(None) => return refuse(Refusal::ShuttingDown),
             Ok(Some(term)) => tickets.handed_over(sequence, term),
         }
         match tokio::time::timeout_at(deadline, tickets.fate(sequence)).await {
-            Ok(Fate::Applied) => return,
+            Ok(Fate::Applied) => return true,
             Ok(Fate::NotLogged) => {
                 if Instant::now() + REFUSED_PAUSE >= deadline || port.refusal().is_some() {
-                    return tickets.refuse(sequence, &no_leader());
+                    return refuse(no_leader());
                 }
                 tokio::time::sleep(REFUSED_PAUSE).await;
                 if !tickets.is_open(sequence) {
-                    return;
+                    return false;
                 }
             }
-            Err(_) => return tickets.refuse(sequence, &Refusal::Timeout { waited_ms: waited_ms() }),
+            Err(_) => return refuse(Refusal::Timeout { waited_ms: waited_ms() }),
         }
     }
 }

@@ -103,6 +103,16 @@ fn fifty_clients() {
     survives("fifty_clients", 7, &mut rng, recorded);
 }
 
+/// Commits that are small enough for the log's journal, and so many bytes of them that its halves change some times.
+#[test]
+fn a_journal_that_is_written_anew() {
+    let mut rng = seed::rng("a_journal_that_is_written_anew");
+    let mut recorded = Recorded::start(1, &[]);
+    let profile = Profile { clients: 8, keys: 10, writes: 60, value_bytes_max: 40_000, deletes: 5 };
+    recorded.load(profile, "journal", &mut rng);
+    survives("a_journal_that_is_written_anew", 10, &mut rng, recorded);
+}
+
 #[test]
 fn large_values() {
     let mut rng = seed::rng("large_values");
