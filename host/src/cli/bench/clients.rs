@@ -227,7 +227,8 @@ pub async fn offer(clients: Vec<Client>, rate: u64, tally: &Rc<Tally>) -> anyhow
             let place = (offered % clients.len() as u64) as usize;
             offered += 1;
             if requests.len() >= OFFERED_MAX {
-                tally.failed(ops.end - ops.start, &anyhow!("{OFFERED_MAX} requests are on their way; it was not sent"));
+                // As a client library would: its memory is bounded.
+                tally.refused(ops.end - ops.start);
                 continue;
             }
             let mut sender = clients[place].sender.share().context("each request has to share connections")?;

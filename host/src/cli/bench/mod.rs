@@ -90,7 +90,8 @@ pub struct BenchArgs {
     /// Writes of each request: a batch that the client makes by itself, in etcd a transaction
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=65_536))]
     bulk: u64,
-    /// Send so many requests each second, answered or not; what is refused (503) is counted, not an error
+    /// Send so many requests each second, answered or not; what is refused (503), or not sent because 100,000 are on
+    /// their way, is counted, not an error
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     rate: Option<u64>,
     /// Bytes of each value
