@@ -18,6 +18,9 @@ use crate::reply::{Answer, Replies, Reply};
 use crate::request::{check, has_key, keyed, request};
 use crate::worker::Shared;
 
+/// Of the requests of an explicit batch: the most that a node can be set to take.
+const BATCH_BYTES_MAX: usize = 16 << 20;
+
 /// A client of one cluster. Cheap to clone; clones share connections and requests. Use it from as many tasks as you
 /// like: requests that wait at the same time are sent together.
 #[derive(Clone)]
@@ -163,6 +166,12 @@ impl Client {
             return Err(Error::Invalid(format!("a batch has 1 to {BATCH_COMMANDS_MAX} requests, not {count}")));
         }
         requests.iter().try_for_each(check)?;
+        let bytes: usize = requests.iter().map(|r| r.path.len() + r.query.len() + r.body.len()).sum();
+        if bytes > BATCH_BYTES_MAX {
+            return Err(Error::Invalid(format!(
+                "a batch of {bytes} bytes is over {BATCH_BYTES_MAX}, the most that a node takes"
+            )));
+        }
         Ok(self.submit(Load::Many(requests), kind, repeatable).await?.into_replies())
     }
 

@@ -145,7 +145,9 @@ fn read_plain(response: Response) -> Outcome {
     if let Some(problem) = Problem::read(response.status, content_type, &response.body) {
         return if problem.unknown { Outcome::Unknown(problem.refusal) } else { Outcome::Refused(problem.refusal) };
     }
-    if matches!(response.status, 400 | 414 | 431) && response.body.is_empty() {
+    // The protocol's layer has no document, and no module was asked: its answers have an index.
+    let is_protocols = response.body.is_empty() && !response.headers.contains_key("raftlet-index");
+    if matches!(response.status, 400 | 414 | 431) && is_protocols {
         return refusal(&response);
     }
     // Those of the connection are no part of what the module answered.

@@ -72,9 +72,16 @@ pub(crate) fn check(request: &Request) -> Result<(), Error> {
             return invalid(format!("no module sees the header {name:?}; those are {}", FORWARDED_HEADERS.join(", ")));
         } else if value.iter().any(|byte| (*byte < 0x20 && *byte != b'\t') || *byte == 0x7f) {
             return invalid(format!("the value of {name} has a control character"));
+        } else if value.first().is_some_and(is_blank) || value.last().is_some_and(is_blank) {
+            return invalid(format!("the value of {name} begins or ends with a blank"));
         }
     }
     Ok(())
+}
+
+/// RFC 9110 §5.5: no part of a value at its ends.
+fn is_blank(byte: &u8) -> bool {
+    matches!(byte, b' ' | b'\t')
 }
 
 /// RFC 3986 §3.3: `pchar` and `/`.

@@ -33,8 +33,8 @@ pub(super) struct BodyBudget {
     used_bytes: AtomicUsize,
 }
 
-/// One body's share of the budget; given back when dropped.
-struct Charge<'a> {
+/// One body's share of the budget; given back when dropped. To be kept until something else counts the bytes.
+pub(super) struct Charge<'a> {
     budget: &'a BodyBudget,
     bytes: usize,
 }
@@ -61,14 +61,15 @@ impl Drop for Charge<'_> {
 }
 
 /// The whole body, of at most `bytes_max`. One copy: out of the connection's buffer.
-pub(super) async fn collect(
+pub(super) async fn collect<'a>(
     body: &mut Incoming,
     bytes_max: usize,
     limits: &HttpLimits,
-    budget: &BodyBudget,
-) -> Result<Vec<u8>, BodyError> {
+    budget: &'a BodyBudget,
+) -> Result<(Vec<u8>, Charge<'a>), BodyError> {
+    let mut charge = Charge { budget, bytes: 0 };
     if body.is_end_stream() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), charge));
     }
     // Exact if there is a Content-Length, else 0.
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
@@ -76,7 +77,6 @@ pub(super) async fn collect(
         return Err(BodyError::TooLarge);
     }
     let mut bytes = Vec::with_capacity(announced);
-    let mut charge = Charge { budget, bytes: 0 };
     let mut pace = Pace { timeout: limits.body_read_timeout, period_bytes: 0, timer: None };
     while let Some(chunk) = pace.next(body).await? {
         if chunk.len() > bytes_max - bytes.len() {
@@ -85,7 +85,7 @@ pub(super) async fn collect(
         charge.grow(bytes.len() + chunk.len(), limits.bodies_bytes_max)?;
         bytes.extend_from_slice(&chunk);
     }
-    Ok(bytes)
+    Ok((bytes, charge))
 }
 
 /// Sees that each period brings enough bytes. A body that is already there needs no timer.

@@ -59,7 +59,8 @@ pub(super) async fn answer<A: Api>(
     }
     let (consistency, _) = route::consistency(parts)?;
     let room = &link.app.room;
-    let body = route::collect(room, body, room.limits.bulk_bytes_max).await?;
+    // Kept to the end: what is read and checked beside counts in no other limit yet.
+    let (body, _charge) = route::collect(room, body, room.limits.bulk_bytes_max).await?;
     let (heavy, limits) = (body.len() > INLINE_BYTES_MAX, room.limits.clone());
     let accepted = beside(heavy, move || form.accept(body, &limits)).await?;
     let Accepted { archive, count, checked } = accepted;

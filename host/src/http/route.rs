@@ -11,7 +11,7 @@ use hyper::http::request::Parts;
 use hyper::{StatusCode, Version};
 use raftlet_machine::{Method, Request};
 
-use super::body::{self, BodyError};
+use super::body::{self, BodyError, Charge};
 use super::metrics::{Gauge, RequestClass};
 use super::problem::Problem;
 use super::pulse::Pulse;
@@ -140,13 +140,18 @@ async fn to_request<A: Api>(
     query: String,
 ) -> Result<Request, Problem> {
     let room = &link.app.room;
-    let body = collect(room, body, room.limits.body_bytes_max).await?;
+    // The queue counts it next.
+    let (body, _charge) = collect(room, body, room.limits.body_bytes_max).await?;
     let headers = request::forwarded(&parts.headers);
     Ok(Request { method, path: parts.uri.path().to_owned(), query, headers, body })
 }
 
 /// The whole body, if it may be had.
-pub(super) async fn collect(room: &Room, body: &mut Incoming, bytes_max: usize) -> Result<Vec<u8>, Problem> {
+pub(super) async fn collect<'a>(
+    room: &'a Room,
+    body: &mut Incoming,
+    bytes_max: usize,
+) -> Result<(Vec<u8>, Charge<'a>), Problem> {
     body::collect(body, bytes_max, &room.limits, &room.bodies).await.map_err(|error| match error {
         BodyError::TooLarge => Problem::body_too_large(bytes_max),
         BodyError::NoRoom => Problem::bodies_too_many(),

@@ -97,6 +97,7 @@ pub fn inspect(dir: &Path, range: Range<u64>, mut take: impl FnMut(Found)) -> Re
         Err(e) => return Err(e),
     };
     super::files::delete_unfinished_snapshots(&paths.sled).map_err(io)?;
+    open::settle(&paths).map_err(io)?;
     let db = open::open_sled(&paths, LogOptions::default().cache_bytes, &marker)?;
     // A damaged file makes sled panic in places.
     let looked = catch_unwind(AssertUnwindSafe(|| {

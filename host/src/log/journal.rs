@@ -24,12 +24,16 @@ use sled::IVec;
 use super::pending::{Change, Write};
 use super::record::Damage;
 
-/// A half has so many parts of a segment of sled's: 1 MiB of 8. What is in both is all that sled has not synced, some
-/// times that with what it writes beside: one to five segments. Each full one takes a thread of sled's pool until it is
-/// written, and if all seven wait for the lock of a writer that waits for the pool itself, sled hangs.
-const HALVES_PER_SEGMENT: usize = 8;
+/// A half has so many parts of a segment of sled's: 64 KiB of 8 MiB. What is in both is what sled has not synced. A
+/// commit may make it write a leaf of 20 values anew, and two more if it splits: 60 times the commit, less than a segment
+/// for all in both halves. It has to be less, for two reasons. What sled recovers is all up to some commit only if no
+/// segment before the last but one lacks anything (it looks for torn ends in the newest ones). And each full segment takes a thread of
+/// sled's pool until it is written: if all seven wait for the lock of a writer that waits for the pool itself, sled hangs.
+const HALVES_PER_SEGMENT: usize = 128;
+/// With segments under a mebibyte, which nobody needs to have.
+const HALF_BYTES_MIN: usize = 8 << 10;
 /// A commit that takes more than this part of a half is not worth writing twice: sled is synced for it.
-const RECORDS_PER_HALF: u64 = 4;
+const RECORDS_PER_HALF: u64 = 2;
 /// A disk writes a sector whole or not at all.
 const SECTOR_BYTES: usize = 512;
 const MAGIC: &[u8; 4] = b"RJ1\n";
@@ -77,8 +81,8 @@ impl Journal {
         file.sync_all()
     }
 
-    /// To be written from now on. All that it has must be in sled, durably, up to `sequence`.
-    pub(super) fn open(path: &Path, identity: &[u8], sequence: u64) -> io::Result<Self> {
+    /// To be written from now on. All that it has must be in sled, durably, which is up to `have`.
+    pub(super) fn open(path: &Path, identity: &[u8], have: u64) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let half_bytes = file.metadata()?.len() / 2;
         Ok(Journal {
@@ -87,8 +91,8 @@ impl Journal {
             half_bytes,
             half: 0,
             at: 0,
-            newest: [sequence; 2],
-            before: sequence,
+            newest: [have; 2],
+            before: have,
             buffer: Vec::new(),
         })
     }
@@ -157,7 +161,7 @@ impl Journal {
 
 /// How large the file of a log with such segments is.
 pub(super) fn file_bytes(segment_bytes: usize) -> usize {
-    2 * segment_bytes / HALVES_PER_SEGMENT
+    2 * (segment_bytes / HALVES_PER_SEGMENT).max(HALF_BYTES_MIN)
 }
 
 fn record_bytes(write: &Write) -> usize {
@@ -176,6 +180,14 @@ struct Header {
     before: u64,
     changes: usize,
     crc: u32,
+}
+
+/// The highest sequence that any record has, torn or not: no commit may get it again, or the record would seem to come
+/// after that.
+pub(super) fn highest(file: &[u8], identity: &[u8]) -> u64 {
+    let seed = crc32fast::hash(identity);
+    let headers = (0..file.len()).step_by(SECTOR_BYTES).filter_map(|at| header(file, at, seed));
+    headers.map(|header| header.sequence).max().unwrap_or(0)
 }
 
 /// The commits in a journal behind `have`, the newest that sled has, in their order.
@@ -262,132 +274,17 @@ fn decode(mut bytes: &[u8]) -> Option<Vec<Change>> {
     Some(changes)
 }
 
+/// What a record whose first sector alone was written leaves.
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ID: &[u8] = b"this log";
-    const SEGMENT: usize = 128 << 10;
-
-    fn one(byte: u8, bytes: usize) -> Write {
-        Write { changes: vec![([byte].as_slice().into(), Some(vec![byte; bytes].into())), (b"gone".into(), None)] }
-    }
-
-    struct Case {
-        path: std::path::PathBuf,
-        journal: Journal,
-        _dir: tempfile::TempDir,
-    }
-
-    fn case() -> Case {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("journal");
-        Journal::create(&path, SEGMENT).unwrap();
-        Case { journal: Journal::open(&path, ID, 10).unwrap(), path, _dir: dir }
-    }
-
-    impl Case {
-        /// Writes commits of 1,000 bytes, which take three sectors.
-        fn write(&mut self, sequences: std::ops::Range<u64>) {
-            for sequence in sequences {
-                let write = one(sequence as u8, 1000);
-                assert!(matches!(self.journal.write(sequence, &write).unwrap(), Written::Here { .. }));
-            }
-        }
-
-        fn file(&self) -> Vec<u8> {
-            std::fs::read(&self.path).unwrap()
-        }
-    }
-
-    fn sequences(file: &[u8], have: u64) -> Result<Vec<u64>, String> {
-        let records = read(file, ID, have).map_err(|damage| damage.to_string())?;
-        for record in &records {
-            assert_eq!(record.write, one(record.sequence as u8, 1000));
-        }
-        Ok(records.iter().map(|record| record.sequence).collect())
-    }
-
-    #[test]
-    fn what_was_written_is_read_and_what_sled_has_is_left_out() {
-        let mut case = case();
-        assert_eq!(sequences(&case.file(), 10), Ok(vec![]));
-        case.write(11..15);
-        assert_eq!(sequences(&case.file(), 10), Ok(vec![11, 12, 13, 14]));
-        assert_eq!(sequences(&case.file(), 12), Ok(vec![13, 14]));
-        assert_eq!(sequences(&case.file(), 99), Ok(vec![]));
-        assert_eq!(read(&case.file(), b"another log", 10), Ok(vec![]));
-    }
-
-    #[test]
-    fn halves_take_turns_and_say_what_must_be_in_sled_first() {
-        let mut case = case();
-        // 10 of 1,536 bytes fit into a half.
-        case.write(11..21);
-        assert_eq!(case.journal.needs(&one(0, 1000)), Some(10), "nothing new is in the other half");
-        assert_eq!(case.journal.write(21, &one(21, 1000)).unwrap(), Written::Here { filled: Some(20) });
-        case.write(22..31);
-        assert_eq!(sequences(&case.file(), 10).unwrap().len(), 20);
-        assert_eq!(case.journal.needs(&one(0, 1000)), Some(20));
-        case.write(31..33);
-        assert_eq!(sequences(&case.file(), 20), Ok((21..33).collect()));
-        let missing = sequences(&case.file(), 15).unwrap_err();
-        assert!(missing.contains("commit 16"), "{missing}");
-    }
-
-    #[test]
-    fn commits_that_sled_alone_has_leave_no_gap() {
-        let mut case = case();
-        case.write(11..13);
-        // 13 only goes to sled, unsynced: 14 doesn't rest on it.
-        case.write(14..15);
-        assert_eq!(sequences(&case.file(), 10), Ok(vec![11, 12, 14]));
-        assert_eq!(case.journal.write(15, &one(15, 8000)).unwrap(), Written::Elsewhere);
-        case.write(16..17);
-        assert_eq!(sequences(&case.file(), 15), Ok(vec![16]));
-        let missing = sequences(&case.file(), 14).unwrap_err();
-        assert!(missing.contains("commit 15"), "sled was synced for it: {missing}");
-    }
-
-    #[test]
-    fn only_the_newest_may_be_torn() {
-        let mut case = case();
-        case.write(11..14);
-        let file = case.file();
-        for byte in 0..1536 {
-            let mut torn = file.clone();
-            torn[2 * 1536 + byte] ^= 0x40;
-            // The padding is nobody's.
-            let left = if byte < 32 + 8 + 1000 + 7 { vec![11, 12] } else { vec![11, 12, 13] };
-            assert_eq!(sequences(&torn, 10), Ok(left), "byte {byte}");
-        }
-        for byte in 0..2 * 1536 {
-            let mut rotten = file.clone();
-            rotten[byte] ^= 0x40;
-            match sequences(&rotten, 10) {
-                Ok(all) => assert_eq!(all, [11, 12, 13], "byte {byte} is padding"),
-                Err(damage) => assert!(damage.contains("commit"), "{damage}"),
-            }
-        }
-    }
-
-    #[test]
-    fn a_damaged_record_at_the_end_of_the_older_half_is_missed() {
-        let mut case = case();
-        case.write(11..23);
-        let mut file = case.file();
-        file[9 * 1536 + 40] ^= 1;
-        let missing = sequences(&file, 10).unwrap_err();
-        assert!(missing.contains("commit 20"), "{missing}");
-    }
-
-    #[test]
-    fn a_half_that_is_written_anew_hides_what_it_had() {
-        let mut case = case();
-        case.write(11..35);
-        assert_eq!(sequences(&case.file(), 20), Ok((21..35).collect()));
-        case.journal = Journal::open(&case.path, ID, 34).unwrap();
-        case.write(35..36);
-        assert_eq!(sequences(&case.file(), 34), Ok(vec![35]));
-    }
+pub(super) fn torn_header(identity: &[u8], sequence: u64, before: u64) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    Journal::create(&path, 2 << 20).unwrap();
+    let mut journal = Journal::open(&path, identity, before).unwrap();
+    journal.encode(sequence, before, &Write { changes: vec![(b"torn".into(), Some(vec![7; 2_000].into()))] });
+    journal.buffer[..SECTOR_BYTES].to_vec()
 }
+
+#[cfg(test)]
+#[path = "journal_tests.rs"]
+mod tests;

@@ -22,7 +22,7 @@ use crate::failpoint;
 /// sled lets go of its files a moment after it is dropped, when its own threads have finished.
 const SLED_LOCK_WAIT: Duration = Duration::from_secs(5);
 
-/// Why a log was not opened. Nothing was changed in it.
+/// Why a log was not opened. Nothing was changed in it, but sled may have got what only the journal had.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("the log's settings can't be used: {0}")]
@@ -129,6 +129,7 @@ fn create(paths: &Paths, options: &LogOptions, lock_file: File) -> Result<Opened
     let start = Start {
         db,
         db_file,
+        checkpoint_file: File::open(&paths.db).map_err(io)?,
         _lock_file: lock_file,
         watermark,
         journal,
@@ -146,6 +147,7 @@ fn reopen(paths: &Paths, options: &LogOptions, marker: &Marker, lock_file: File)
     let io = |source| OpenError::Io { dir: paths.dir.clone(), source };
     let watermark = check_files(paths, marker)?;
     delete_unfinished_snapshots(&paths.sled).map_err(io)?;
+    settle(paths).map_err(io)?;
     failpoint!("log.open");
     let db = open_sled(paths, options.cache_bytes, marker)?;
     // A damaged file makes sled panic in places, also long after it was opened.
@@ -160,9 +162,12 @@ fn reopen(paths: &Paths, options: &LogOptions, marker: &Marker, lock_file: File)
     };
     let Stamp { sequence, bounds, committed, vote } = stamp;
     let journal = Journal::open(&paths.journal, marker.identity.as_bytes(), sequence).map_err(io)?;
+    let file = fs::read(&paths.journal).map_err(io)?;
+    let sequence = sequence.max(journal::highest(&file, marker.identity.as_bytes()));
     let start = Start {
         db,
         db_file,
+        checkpoint_file: File::open(&paths.db).map_err(io)?,
         _lock_file: lock_file,
         watermark,
         journal,
@@ -174,6 +179,16 @@ fn reopen(paths: &Paths, options: &LogOptions, marker: &Marker, lock_file: File)
         backlog: oldest < bounds.first,
     };
     Ok(Opened { start, chunk_bytes: marker.chunk_bytes, bytes })
+}
+
+/// Makes what a killed process had written durable before sled builds on it: it syncs a snapshot of its own, and a power
+/// cut could leave that without what it is of. Then the kernel is asked to forget the file, so that sled reads what the
+/// disk has: pages that could not be written are not there any more, and the journal fills what is missing.
+pub(super) fn settle(paths: &Paths) -> io::Result<()> {
+    let file = File::open(&paths.db)?;
+    file.sync_all()?;
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    Ok(())
 }
 
 /// What must be there before sled is asked: it would make an empty database of a missing file.

@@ -34,8 +34,6 @@ const PURGE_VALUES: usize = 16;
 /// Under load one such piece is deleted after this many commits, and twice as many values as these commits wrote: so
 /// what is to be deleted gets less. Otherwise a piece is deleted whenever the queue is empty.
 const COMMITS_PER_PURGE: u32 = 4;
-/// sled is synced after so many pieces, so that it never has much to write: see `journal.rs`.
-const PURGES_PER_SYNC: u32 = 16;
 /// An idle writer saves a newer `committed` after this time, if no commit took it along.
 const IDLE: Duration = Duration::from_millis(500);
 /// The watermark file is synced at most this often: it is true without.
@@ -45,6 +43,8 @@ const WATERMARK_SYNC: Duration = Duration::from_secs(2);
 pub(super) struct Start {
     pub db: sled::Db,
     pub db_file: File,
+    /// The same, opened again: an error of a write is told once to each, and two sync it.
+    pub checkpoint_file: File,
     /// Held until the writer drops it.
     pub _lock_file: File,
     pub watermark: Watermark,
@@ -68,7 +68,9 @@ pub(super) struct Writer {
     /// Of the operations in the current commit, in their order.
     acks: Vec<Ack>,
     commits_since_purge: u32,
-    purges_since_sync: u32,
+    /// The commit of the last piece that was deleted: sled is synced for it before the next one, so that it never has
+    /// much to write (`journal.rs`).
+    purged_at: u64,
     watermark_synced: Instant,
 }
 
@@ -82,7 +84,7 @@ enum Wake {
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, queue: Receiver<Queued>, disk: Start) -> io::Result<Self> {
-        let checkpoints = Checkpoints::start(disk.db.clone(), disk.db_file.try_clone()?, disk.sequence)?;
+        let checkpoints = Checkpoints::start(disk.db.clone(), disk.checkpoint_file.try_clone()?, disk.sequence)?;
         Ok(Writer {
             shared,
             queue,
@@ -91,7 +93,7 @@ impl Writer {
             pending: Pending::default(),
             acks: Vec::new(),
             commits_since_purge: 0,
-            purges_since_sync: 0,
+            purged_at: 0,
             watermark_synced: Instant::now(),
         })
     }
@@ -351,6 +353,7 @@ impl Writer {
         if !self.disk.backlog {
             return Ok(());
         }
+        self.checkpoints.wait(self.purged_at)?;
         let (oldest, more) = {
             let _turn = lock(&self.shared.disk);
             let (from, end) = (self.disk.oldest, self.disk.bounds.first);
@@ -361,12 +364,8 @@ impl Writer {
         if !self.pending.is_empty() {
             let (write, _) = self.take();
             self.apply(write)?;
-            self.purges_since_sync += 1;
-            if self.purges_since_sync == PURGES_PER_SYNC {
-                self.purges_since_sync = 0;
-                self.checkpoints.ask(self.disk.sequence);
-                self.checkpoints.wait(self.disk.sequence)?;
-            }
+            self.checkpoints.ask(self.disk.sequence);
+            self.purged_at = self.disk.sequence;
         }
         (self.disk.oldest, self.disk.backlog) = (oldest, more);
         Ok(())

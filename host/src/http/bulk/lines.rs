@@ -8,10 +8,14 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use raftlet_machine::{Batch, Header, Method, Reply, Request};
+use serde::de::Error as _;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::check::{self, Fault};
+
+/// Of one request's headers, as many are read.
+const HEADERS_READ_MAX: usize = 1_000;
 
 /// One request.
 #[derive(Deserialize)]
@@ -43,6 +47,10 @@ impl<'de> Deserialize<'de> for Headers {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Headers, A::Error> {
                 let mut headers = Vec::new();
                 while let Some((name, value)) = map.next_entry::<String, String>()? {
+                    // Each takes many times its bytes; the node's own limit is looked at later.
+                    if headers.len() == HEADERS_READ_MAX {
+                        return Err(A::Error::custom(format!("over {HEADERS_READ_MAX} headers")));
+                    }
                     headers.push(Header { name: name.to_ascii_lowercase(), value: value.into_bytes() });
                 }
                 Ok(Headers(headers))
