@@ -108,7 +108,9 @@ fn figure(rounds: &[Measured], pick: impl Fn(&Measured) -> f64 + Copy, digits: u
 pub fn median(rounds: &[Measured], pick: impl Fn(&Measured) -> f64) -> f64 {
     let mut values: Vec<f64> = rounds.iter().map(pick).collect();
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    let middle = values.len() / 2;
+    // Of an even number the mean of the two in the middle.
+    (values[(values.len() - 1) / 2] + values[middle]) / 2.0
 }
 
 /// With three figures that mean something.
