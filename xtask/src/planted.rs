@@ -70,9 +70,12 @@ pub fn run(sh: &Shell, only: Option<&str>) -> Result<()> {
         println!("\n=== {}: {}", bug.name, bug.harm);
         let started = Instant::now();
         place.plant(bug)?;
-        let caught = place.try_out(bug);
+        // One that can't be tried out is told of at the end: the others are run all the same.
+        let caught = place.try_out(bug).unwrap_or_else(|e| {
+            println!("not tried out: {e:#}");
+            None
+        });
         place.restore(bug)?;
-        let caught = caught.with_context(|| format!("with the bug {}", bug.name))?;
         table.push((&bug.name, caught, started.elapsed().as_secs()));
     }
     println!("\n| bug | caught by | seconds |\n|---|---|---|");
