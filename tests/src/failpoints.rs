@@ -98,9 +98,10 @@ pub const ALL: &[Failpoint] = &[
     // Sled is synced for many commits: it has them in memory; they are in the kernel.
     at("log.before-flush", Snapshots, 1, Some(Ends)),
     at("log.before-checkpoint", Snapshots, 1, Some(Ends)),
-    // About to take an operation into a commit.
+    // About to take an operation into a commit; to delete what a truncation left behind the end.
     at("log.vote", Votes, 0, Some(Ends)),
     at("log.truncate", Truncates, 0, Some(Ends)),
+    at("log.delete-beyond", Truncates, 0, Some(Ends)),
     at("log.purge", Snapshots, 1, Some(Ends)),
     // About to delete some of what is purged.
     at("log.purge-values", Snapshots, 2, Some(Ends)),

@@ -256,7 +256,7 @@ fn each_way_to_break_an_arrow_is_seen() {
         ("http/server.rs", "use crate::{batcher::Batcher, log};"),
         ("http/server.rs", "fn f() { let x = crate::state_machine::get(); }"),
         ("http.rs", "use super::guest::Engine;"),
-        ("log/writer.rs", "use super::super::batcher;"),
+        ("log/writer/mod.rs", "use super::super::batcher;"),
         ("log/mod.rs", "use crate::{config::{Config, Log}, http::{self, Server}};"),
         ("guest/mod.rs", "pub(crate) use crate::raft::{types::Entry, network};"),
         ("batcher/seal.rs", "type T = crate::http::Status;"),

@@ -1,5 +1,5 @@
 //! Syncs sled in the background, so that the journal's older half can be written anew. Owns one thread, and the order
-//! of the syncs: sled's flush only hands pages to the kernel. `writer.rs` says when and waits where it must.
+//! of the syncs: sled's flush only hands pages to the kernel. `writer/mod.rs` says when and waits where it must.
 
 use std::fs::File;
 use std::io;
@@ -15,6 +15,19 @@ pub(super) struct Checkpoints {
     thread: Option<JoinHandle<()>>,
 }
 
+/// What a test may want to know, or to hold up.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// The thread is about to sync sled.
+    Begins,
+    /// The writer can't go on before it has.
+    AwaitedFor,
+}
+
+#[cfg(test)]
+pub type Observer = Arc<dyn Fn(Moment) + Send + Sync>;
+
 struct State {
     /// Sled is asked to be durable up to this commit, and is up to that one.
     asked: u64,
@@ -22,17 +35,31 @@ struct State {
     ends: bool,
     /// Why no checkpoint is possible any more.
     failed: Option<Arc<str>>,
+    #[cfg(test)]
+    observer: Option<Observer>,
 }
 
 impl Checkpoints {
     /// `done`: the newest commit that sled has, durably.
     pub(super) fn start(db: sled::Db, db_file: File, done: u64) -> io::Result<Self> {
-        let state = State { asked: done, done, ends: false, failed: None };
+        let state = State {
+            asked: done,
+            done,
+            ends: false,
+            failed: None,
+            #[cfg(test)]
+            observer: None,
+        };
         let state = Arc::new((Mutex::new(state), Condvar::new()));
         let shared = state.clone();
-        let thread =
-            std::thread::Builder::new().name("log-checkpoint".into()).spawn(move || work(&db, &db_file, &shared))?;
+        let thread = std::thread::Builder::new().name("log-checkpoint".into());
+        let thread = thread.spawn(move || work(&db, &db_file, &shared))?;
         Ok(Checkpoints { state, thread: Some(thread) })
+    }
+
+    #[cfg(test)]
+    pub(super) fn observe(&self, observer: Option<Observer>) {
+        lock(&self.state.0).observer = observer;
     }
 
     /// Sled has all commits up to this one, in memory: make them durable.
@@ -62,6 +89,8 @@ impl Checkpoints {
             if state.done >= upto {
                 return Ok(());
             }
+            #[cfg(test)]
+            state.observer.iter().for_each(|observe| observe(Moment::AwaitedFor));
             state = self.state.1.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
         }
     }
@@ -96,6 +125,11 @@ fn work(db: &sled::Db, db_file: &File, shared: &(Mutex<State>, Condvar)) {
             }
             state.asked
         };
+        #[cfg(test)]
+        {
+            let observer = lock(state).observer.clone();
+            observer.iter().for_each(|observe| observe(Moment::Begins));
+        }
         let synced = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| sync(db, db_file)));
         let synced = synced.unwrap_or_else(|_| Err(io::Error::other("sled panicked")));
         let mut state = lock(state);

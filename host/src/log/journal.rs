@@ -24,11 +24,8 @@ use sled::IVec;
 use super::pending::{Change, Write};
 use super::record::Damage;
 
-/// A half has so many parts of a segment of sled's: 64 KiB of 8 MiB. What is in both is what sled has not synced. A
-/// commit may make it write a leaf of 20 values anew, and two more if it splits: 60 times the commit, less than a segment
-/// for all in both halves. It has to be less, for two reasons. What sled recovers is all up to some commit only if no
-/// segment before the last but one lacks anything (it looks for torn ends in the newest ones). And each full segment takes a thread of
-/// sled's pool until it is written: if all seven wait for the lock of a writer that waits for the pool itself, sled hangs.
+/// A half has so many parts of a segment of sled's: 64 KiB of 8 MiB. What is in both is what sled has not synced, and has
+/// to be small (`parts.rs`).
 const HALVES_PER_SEGMENT: usize = 128;
 /// With segments under a mebibyte, which nobody needs to have.
 const HALF_BYTES_MIN: usize = 8 << 10;

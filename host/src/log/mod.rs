@@ -1,6 +1,6 @@
 //! Steps 4 and 5 of 8: the durable Raft log. Owns sled (nothing else in the project knows it), the vote and the entries.
 //! Never looks into a batch, never applies one. Reading order: `store.rs` (openraft's calls) → `view.rs`, `tail.rs` →
-//! `queue.rs` → `writer.rs` → `journal.rs`, `checkpoint.rs`, `pending.rs`, `keys.rs`, `stamp.rs`, `record.rs`, `group.rs`, `walk.rs`;
+//! `queue.rs` → `writer/` → `journal.rs`, `checkpoint.rs`, `pending.rs`, `parts.rs`, `keys.rs`, `stamp.rs`, `record.rs`, `group.rs`, `walk.rs`;
 //! `open.rs` and `files.rs` at start.
 //!
 //! ```text
@@ -24,6 +24,7 @@
 //! | `log.before-flush` | sled is about to be synced; the kernel may not have what it has |
 //! | `log.before-checkpoint` | the kernel has it, the disk may not |
 //! | `log.purge-values` | some purged values are about to be deleted |
+//! | `log.delete-beyond` | the log ends earlier, durably; what lay behind is about to be deleted |
 //! | `log.after-sync` | it is durable, nobody was told |
 //! | `log.open` | an existing log is about to be opened |
 //! | `log.replayed` | sled has what only the journal had, but not durably |
@@ -40,6 +41,7 @@ mod journal;
 mod keys;
 mod metrics;
 mod open;
+mod parts;
 mod pending;
 mod queue;
 mod read;
@@ -106,6 +108,9 @@ pub struct LogOptions {
     /// Runs before each fdatasync; may block, and its error is taken for the fdatasync's.
     #[cfg(test)]
     pub before_sync: Option<Arc<dyn Fn() -> io::Result<()> + Send + Sync>>,
+    /// Told of sled's checkpoints; may block.
+    #[cfg(test)]
+    pub on_checkpoint: Option<checkpoint::Observer>,
 }
 
 impl Default for LogOptions {
@@ -118,10 +123,12 @@ impl Default for LogOptions {
             batch_bytes_max: 8 << 20,
             read_bytes_max: 1 << 20,
             segment_bytes: 8 << 20,
-            chunk_bytes: 64 << 10,
+            chunk_bytes: 16 << 10,
             on_commit: None,
             #[cfg(test)]
             before_sync: None,
+            #[cfg(test)]
+            on_checkpoint: None,
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Creating a log and opening one again. Owns the decision whether what is on disk can be trusted: a log that lost
-//! anything that may have been acknowledged is refused, never repaired. Writes nothing after that: `writer.rs` is next.
+//! anything that may have been acknowledged is refused, never repaired. Writes nothing after that: `writer/` is next.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::LogOptions;
+use super::checkpoint;
 use super::files::{LAYOUT_VERSION, Marker, Paths, Watermark, delete_unfinished_snapshots, sync_folder, try_lock};
 use super::journal::{self, Journal};
 use super::keys;
+use super::parts::Parts;
 use super::record::{self, Damage};
 use super::stamp::{self, Stamp, Unreadable};
 use super::view::Bounds;
@@ -133,6 +135,7 @@ fn create(paths: &Paths, options: &LogOptions, lock_file: File) -> Result<Opened
         _lock_file: lock_file,
         watermark,
         journal,
+        segment_bytes: marker.segment_bytes,
         bounds: first.bounds,
         sequence: first.sequence,
         committed: None,
@@ -171,6 +174,7 @@ fn reopen(paths: &Paths, options: &LogOptions, marker: &Marker, lock_file: File)
         _lock_file: lock_file,
         watermark,
         journal,
+        segment_bytes: marker.segment_bytes,
         bounds,
         sequence,
         committed: committed.min(bounds.last),
@@ -240,6 +244,8 @@ fn examine(
     }
     let (oldest, bytes) = verify(db, stamp.bounds).map_err(unreadable)?;
     let db_file = File::open(&paths.db).map_err(io)?;
+    let parts = Parts::new(marker.segment_bytes, marker.chunk_bytes);
+    drop_beyond(db, &db_file, stamp.bounds, &parts).map_err(io)?;
     db.flush().map_err(|e| sled_error(paths, e))?;
     db_file.sync_all().map_err(io)?;
     sync_all(paths).map_err(io)?;
@@ -284,8 +290,8 @@ pub(super) fn panicked(paths: &Paths) -> OpenError {
     OpenError::Sled { dir: paths.dir.clone(), why: "sled panicked; its file sled/db is damaged".into() }
 }
 
-/// Reads the whole log once. Drops what lies beyond the last entry. What lies before the first one is the writer's to
-/// purge: returns where it begins, and the bytes of all entries' records.
+/// Reads the whole log once. What lies before the first entry is the writer's to purge: returns where it begins, and the
+/// bytes of all entries' records.
 fn verify(db: &sled::Db, bounds: Bounds) -> Result<(u64, u64), Unreadable> {
     let end = bounds.next();
     let mut walk = Walk::new(bounds.first);
@@ -304,18 +310,31 @@ fn verify(db: &sled::Db, bounds: Bounds) -> Result<(u64, u64), Unreadable> {
     if last.is_some() && last != bounds.last {
         return Err(Unreadable::Damage(Damage::Meta("last")));
     }
-    let mut beyond = sled::Batch::default();
+    let oldest = db.range(keys::range(0, Some(bounds.first))).keys().next().transpose()?;
+    Ok((oldest.and_then(|key| keys::parse_chunk(&key)).map_or(bounds.first, |(index, _)| index), total))
+}
+
+/// Deletes values behind the last entry: pieces of one of which not all were written, or what was cut off.
+fn drop_beyond(db: &sled::Db, db_file: &File, bounds: Bounds, parts: &Parts) -> io::Result<()> {
+    let beyond = || db.range(keys::range(bounds.next(), None)).keys();
     let mut count = 0;
-    for key in db.range(keys::range(end, None)).keys() {
-        beyond.remove(key?);
-        count += 1;
+    loop {
+        let mut batch = sled::Batch::default();
+        let before = count;
+        for key in beyond().take(parts.deletions_max) {
+            batch.remove(key.map_err(super::sled_error)?);
+            count += 1;
+        }
+        if count == before {
+            break;
+        }
+        db.apply_batch(batch).map_err(super::sled_error)?;
+        checkpoint::sync(db, db_file)?;
     }
     if count > 0 {
         tracing::warn!(last = ?bounds.last, count, "dropped values beyond the log's last entry: they were never acknowledged");
-        db.apply_batch(beyond)?;
     }
-    let oldest = db.range(keys::range(0, Some(bounds.first))).keys().next().transpose()?;
-    Ok((oldest.and_then(|key| keys::parse_chunk(&key)).map_or(bounds.first, |(index, _)| index), total))
+    Ok(())
 }
 
 pub(super) fn open_sled(paths: &Paths, cache_bytes: u64, marker: &Marker) -> Result<sled::Db, OpenError> {

@@ -1,26 +1,30 @@
-//! Turns operations into one set of changes, which becomes one write of sled's: a single value wherever that is
-//! possible, because a `sled::Batch` costs a second write to the disk. Owns the rule that the later operation wins and
-//! that nothing of an older entry is left over. Never flushes: that is `writer.rs`'s.
+//! Turns operations into writes of sled's: a single value wherever that is possible, because a `sled::Batch` costs a
+//! second write to the disk; and never more at once than sled can lose without a trace of it (`parts.rs`). Owns the rule
+//! that each part leaves a log that can be opened. Never flushes: that is `writer/mod.rs`'s.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use sled::{Batch, IVec, Tree};
 
+use super::parts::Parts;
 use super::record::{self, KIND_GROUP};
 use super::stamp::{Stamp, Unreadable};
-use super::{group, keys, walk};
+use super::{group, keys, store, walk};
 use crate::raft::codec;
-use crate::raft::types::Entry;
+use crate::raft::types::{Entry, LogId};
 
 /// Changes to the tree that are not applied yet.
 #[derive(Default)]
 pub(super) struct Pending {
-    /// Keys to be removed, unless they are written too.
     removed: BTreeSet<IVec>,
-    /// In the order of their indices. Whatever the tree has from the first of these on is in `removed`.
+    /// In the order of their indices. The tree has nothing from the first of these on.
     queued: Vec<Entry>,
+    /// What is left of an entry that is written in several parts, in the order of the keys.
+    cut: Option<(LogId, VecDeque<(IVec, IVec)>)>,
     /// There is something to be said that only the stamp says.
     stamp_changed: bool,
+    /// The tree has values behind the last entry: a stamp in a group wouldn't be found.
+    beyond: bool,
     builder: group::Builder,
     counts: Counts,
     values_written: usize,
@@ -49,34 +53,32 @@ impl Pending {
         self.queued.extend(entries);
     }
 
-    /// Removes the entries from `index` on: those queued here and those in the tree. What a group has before it stays.
+    /// Ends the log before `index`, which is in the tree, as is everything that was queued. What a group has before it
+    /// stays; what lies behind is deleted after that ([`Pending::remove_beyond`]).
     pub(super) fn truncate(&mut self, tree: &Tree, index: u64) -> Result<(), Unreadable> {
-        let keep = self.queued.partition_point(|entry| entry.log_id.index < index);
-        self.queued.truncate(keep);
-        for key in tree.range(keys::range(index, None)).keys() {
-            self.removed.insert(key?);
-        }
+        assert!(self.is_empty(), "a truncation is a write of its own");
         self.stamp_changed = true;
-        if self.queued.is_empty() { self.cut_group(tree, index) } else { Ok(()) }
-    }
-
-    /// Queues again what the group that reaches to `index` has before it.
-    fn cut_group(&mut self, tree: &Tree, index: u64) -> Result<(), Unreadable> {
+        self.beyond = true;
         let Some((key, value)) = tree.get_lt(keys::chunk(index, 0))? else { return Ok(()) };
         let Some((first, _)) = keys::parse_chunk(&key) else { return Ok(()) };
-        if value.get(1) != Some(&KIND_GROUP) || self.removed.contains(&key) {
-            return Ok(());
-        }
-        if group::open(&key, &value, first)?.end() > index {
+        if value.get(1) == Some(&KIND_GROUP) && group::open(&key, &value, first)?.end() > index {
+            // It takes the same key.
             let queued = &mut self.queued;
             walk::Walk::new(first).step(&key, &value, |entry, _| {
                 if entry.log_id.index < index {
                     queued.push(entry);
                 }
             })?;
-            self.removed.insert(key);
         }
         Ok(())
+    }
+
+    /// Removes values behind the last entry, at most `count`, the lowest first. Whether there was any.
+    pub(super) fn remove_beyond(&mut self, tree: &Tree, next: u64, count: usize) -> sled::Result<bool> {
+        for key in tree.range(keys::range(next, None)).keys().take(count) {
+            self.removed.insert(key?);
+        }
+        Ok(!self.removed.is_empty())
     }
 
     /// Forgets queued entries before `first`: they were purged before they were written.
@@ -139,13 +141,13 @@ impl Pending {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.removed.is_empty() && self.queued.is_empty() && !self.stamp_changed
+        self.removed.is_empty() && self.queued.is_empty() && self.cut.is_none() && !self.stamp_changed
     }
 
-    /// The queued entries as keys and values: groups, and chunks of those that are too large for one.
-    pub(super) fn encode(&mut self, stamp: &Stamp, value_bytes_max: usize) -> Vec<(IVec, IVec)> {
+    /// The first of the queued entries as keys and values: groups, and chunks of those that are too large for one.
+    pub(super) fn encode(&mut self, count: usize, stamp: &Stamp, value_bytes_max: usize) -> Vec<(IVec, IVec)> {
         let mut values = Vec::new();
-        for entry in self.queued.drain(..) {
+        for entry in self.queued.drain(..count) {
             let (head, payload) = codec::encode(&entry);
             let index = entry.log_id.index;
             let bytes = head.len() + payload.len();
@@ -164,18 +166,36 @@ impl Pending {
         values
     }
 
-    /// The changes as one write that carries the stamp, and how many entries were appended, of how many bytes. No
-    /// changes are left.
-    pub(super) fn take(&mut self, stamp: &Stamp, value_bytes_max: usize) -> (Write, Counts) {
-        let mut values = self.encode(stamp, value_bytes_max);
-        self.values_written += values.len();
-        let mut removed = std::mem::take(&mut self.removed);
-        for (key, _) in &values {
-            removed.remove(key);
+    /// The next part of the changes as one write that carries the stamp, and how many entries were appended, of how
+    /// many bytes. The stamp is of the whole log with all changes; it is brought to what this part makes of it.
+    /// `written`: the last entry before it.
+    pub(super) fn take(&mut self, stamp: &mut Stamp, written: Option<LogId>, parts: &Parts) -> (Write, Counts) {
+        let mut values = Vec::new();
+        if self.cut.is_none() {
+            let (count, bytes) = self.next_entries(parts.bytes_max);
+            let last = count.checked_sub(1).map(|last| self.queued[last].log_id);
+            if count < self.queued.len() {
+                stamp.end_at(last);
+            }
+            values = self.encode(count, stamp, parts.value_bytes_max);
+            if let Some(last) = last.filter(|_| bytes > parts.bytes_max) {
+                self.cut = Some((last, std::mem::take(&mut values).into()));
+            }
         }
+        if let Some((id, mut pieces)) = self.cut.take() {
+            values = pieces.drain(..parts.values_max().min(pieces.len())).collect();
+            stamp.end_at(Some(id));
+            if !pieces.is_empty() {
+                // The entry counts when all of it is there. Until then its values lie behind the last one.
+                stamp.end_at(written);
+                self.cut = Some((id, pieces));
+            }
+        }
+        self.values_written += values.len();
+        let removed = std::mem::take(&mut self.removed);
         self.stamp_changed = false;
         let counts = std::mem::take(&mut self.counts);
-        if removed.is_empty() {
+        if removed.is_empty() && !std::mem::take(&mut self.beyond) {
             match values.pop() {
                 Some((key, value)) if values.is_empty() && value.get(1) == Some(&KIND_GROUP) => {
                     return (Write { changes: vec![(key, Some(value))] }, counts);
@@ -187,6 +207,19 @@ impl Pending {
         changes.extend(values.into_iter().map(|(key, value)| (key, Some(value))));
         changes.push((keys::LAST.into(), Some(stamp.to_meta().into())));
         (Write { changes }, counts)
+    }
+
+    /// How many of the queued entries fit into a part, but at least one if there is any, and their bytes.
+    fn next_entries(&self, bytes_max: usize) -> (usize, usize) {
+        let (mut count, mut total) = (0, 0);
+        for entry in &self.queued {
+            let bytes = store::record_bytes(entry);
+            if count > 0 && total + bytes > bytes_max {
+                break;
+            }
+            (count, total) = (count + 1, total + bytes);
+        }
+        (count, total)
     }
 }
 

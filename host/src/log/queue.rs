@@ -1,4 +1,4 @@
-//! What is handed to the writer, in the order of the calls: votes and entries are one queue. Next: `writer.rs`.
+//! What is handed to the writer, in the order of the calls: votes and entries are one queue. Next: `writer/mod.rs`.
 
 use std::io;
 

@@ -58,6 +58,12 @@ impl From<sled::Error> for Unreadable {
 }
 
 impl Stamp {
+    /// Of the log that ends with this entry and not later.
+    pub(super) fn end_at(&mut self, last: Option<LogId>) {
+        self.bounds.last = last.max(self.bounds.purged);
+        self.committed = self.committed.min(self.bounds.last);
+    }
+
     pub(super) fn to_bytes(self) -> [u8; STAMP_BYTES] {
         let mut bytes = [0; STAMP_BYTES];
         let mut put = |at: usize, value: u64| bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());

@@ -1,6 +1,6 @@
 //! Step 4 of 8: openraft's calls. Each is put into the view, where it can be read at once, and into the writer's queue,
 //! in the same order. Owns no state of its own; waits only for the disk (vote, truncate, purge) or for memory (append).
-//! The next file is `writer.rs`.
+//! The next file is `writer/mod.rs`.
 
 use std::fmt::Debug;
 use std::io;
@@ -140,12 +140,17 @@ impl RaftLogReader<TypeConfig> for SledLog {
     }
 }
 
-/// An entry with the bytes of its record.
 fn sized(entry: Entry) -> (Entry, usize) {
+    let bytes = record_bytes(&entry);
+    (entry, bytes)
+}
+
+/// The bytes of an entry's record; a membership's about.
+pub(super) fn record_bytes(entry: &Entry) -> usize {
     let payload_bytes = match &entry.payload {
         EntryPayload::Blank => 0,
         EntryPayload::Normal(proposal) => proposal.bytes.len(),
         EntryPayload::Membership(_) => MEMBERSHIP_BYTES,
     };
-    (entry, HEADER_BYTES + payload_bytes)
+    HEADER_BYTES + payload_bytes
 }

@@ -1,6 +1,6 @@
 //! What the log contains as readers see it: the bounds, the vote, the committed id and the tail, all as of the last
 //! call and not as of the disk. Owns the rules of append, truncate and purge; never waits and never touches sled.
-//! The writer follows the same rules with its own copy of the bounds: see `writer.rs`, the next file.
+//! The writer follows the same rules with its own copy of the bounds: see `writer/mod.rs`, the next file.
 
 use std::sync::Arc;
 

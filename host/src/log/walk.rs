@@ -183,6 +183,7 @@ fn decode(record: Bytes, index: u64) -> Result<Entry, Damage> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::parts::Parts;
     use crate::log::pending::Pending;
     use crate::log::stamp::Stamp;
     use crate::log::tests::support::entry;
@@ -194,7 +195,7 @@ mod tests {
         let stamp = Stamp { sequence, bounds: Bounds::EMPTY, committed: None, vote: None };
         let mut pending = Pending::default();
         pending.append(entries.to_vec());
-        let mut values = pending.encode(&stamp, value_bytes_max);
+        let mut values = pending.encode(entries.len(), &stamp, value_bytes_max);
         values.sort();
         assert!(values.iter().all(|(_, v)| v.len() <= value_bytes_max));
         values
@@ -280,11 +281,11 @@ mod tests {
 
     #[test]
     fn small_entries_of_one_commit_are_one_value() {
-        let stamp = Stamp { sequence: 4, bounds: Bounds::EMPTY, committed: None, vote: None };
-        let write = |entries: Vec<Entry>| {
+        let mut stamp = Stamp { sequence: 4, bounds: Bounds::EMPTY, committed: None, vote: None };
+        let mut write = |entries: Vec<Entry>| {
             let mut pending = Pending::default();
             pending.append(entries);
-            pending.take(&stamp, 1_000).0
+            pending.take(&mut stamp, None, &Parts::new(1 << 20, 1_000)).0
         };
         let small: Vec<_> = (0..5).map(|index| entry(1, index, 50)).collect();
         assert!(write(small.clone()).is_one());

@@ -122,6 +122,16 @@ fn large_values() {
     survives("large_values", 7, &mut rng, recorded);
 }
 
+/// Commits for which sled writes several segments: it doesn't see a hole in an older one of what it has unsynced.
+#[test]
+fn values_of_a_segment() {
+    let mut rng = seed::rng("values_of_a_segment");
+    let mut recorded = Recorded::start(1, &["--body-bytes-max", "8MiB", "--snapshot-log-bytes", "16MiB"]);
+    let profile = Profile { clients: 3, keys: 2, writes: 10, value_bytes_max: 8_000_000, deletes: 10 };
+    recorded.load(profile, "segment", &mut rng);
+    survives("values_of_a_segment", 7, &mut rng, recorded);
+}
+
 /// The method finds what it is there for: sled's own flush doesn't survive a power cut.
 #[test]
 fn a_log_without_its_fdatasync_is_caught() {

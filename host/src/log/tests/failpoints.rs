@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-const SOURCES: [&str; 4] = [
-    include_str!("../writer.rs"),
+const SOURCES: [&str; 5] = [
+    include_str!("../writer/mod.rs"),
+    include_str!("../writer/deletions.rs"),
     include_str!("../checkpoint.rs"),
     include_str!("../open.rs"),
     include_str!("../files.rs"),

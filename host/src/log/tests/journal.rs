@@ -3,17 +3,21 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use openraft::RaftLogReader;
 use openraft::storage::RaftLogStorage;
+use tokio::sync::oneshot::error::TryRecvError;
 
-use super::support::{append, entries, entry, open, options, read, read_indices};
-use crate::log::{OpenError, SledLog, inspect};
+use super::support::{Gate, append, entries, entry, open, options, queue, read, read_indices};
+use crate::log::checkpoint::Moment;
+use crate::log::{LogOptions, OpenError, SledLog, inspect};
 use crate::raft::codec::log_id;
 use crate::raft::types::Vote;
 
 /// What the disk would have if the process died now.
-fn killed(dir: &Path) -> tempfile::TempDir {
+pub(super) fn killed(dir: &Path) -> tempfile::TempDir {
     let to = tempfile::tempdir().unwrap();
     copy(dir, to.path());
     to
@@ -82,6 +86,46 @@ async fn it_is_put_into_sled_as_often_as_it_takes() {
         newest = next;
     }
     assert_eq!(read_indices(&open(newest.path())).await, (0..25).collect::<Vec<_>>());
+    log.close().await.unwrap();
+}
+
+/// The halves take turns: what is written over must be in sled, durably, however long that takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_is_written_anew_only_when_sled_has_what_is_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let gate = Gate::default();
+    let (observed, awaited) = (gate.clone(), Arc::new(AtomicBool::new(false)));
+    let sees = awaited.clone();
+    let on_checkpoint = move |moment| match moment {
+        Moment::Begins => observed.pass().unwrap(),
+        Moment::AwaitedFor => sees.store(true, Relaxed),
+    };
+    let log =
+        SledLog::open(dir.path(), LogOptions { on_checkpoint: Some(Arc::new(on_checkpoint)), ..options() }).unwrap();
+    gate.hold();
+    // Each half has room for 16 commits of one sector.
+    let mut acknowledged = 0;
+    let mut waiting = None;
+    while acknowledged < 100 && waiting.is_none() {
+        let mut done = queue(&log, entries(1, acknowledged..acknowledged + 1, 100)).await;
+        let result = loop {
+            match done.try_recv() {
+                Err(TryRecvError::Empty) if !awaited.load(Relaxed) => tokio::task::yield_now().await,
+                result => break result,
+            }
+        };
+        match result {
+            Ok(result) => result.unwrap(),
+            Err(TryRecvError::Empty) => waiting = Some(done),
+            Err(TryRecvError::Closed) => panic!("the writer is gone"),
+        }
+        acknowledged += u64::from(waiting.is_none());
+    }
+    let killed = killed(dir.path());
+    assert_eq!(read_indices(&open(killed.path())).await, (0..acknowledged).collect::<Vec<_>>());
+    assert!((30..40).contains(&acknowledged), "{acknowledged}");
+    gate.release();
+    waiting.expect("the writer waited").await.unwrap().unwrap();
     log.close().await.unwrap();
 }
 

@@ -7,6 +7,7 @@ mod groups;
 mod inspect;
 mod journal;
 mod model;
+mod parts;
 mod reopen;
 mod rot;
 mod suite;

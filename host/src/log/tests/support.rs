@@ -119,7 +119,7 @@ impl Gate {
         LogOptions { before_sync: Some(Arc::new(move || gate.pass())), ..options() }
     }
 
-    fn pass(&self) -> io::Result<()> {
+    pub(crate) fn pass(&self) -> io::Result<()> {
         let (state, changed) = &*self.0;
         let mut state = state.lock().unwrap();
         state.waiting += 1;

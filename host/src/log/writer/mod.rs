@@ -20,6 +20,7 @@ use super::checkpoint::{self, Checkpoints};
 use super::files::Watermark;
 use super::journal::{Journal, Written};
 use super::metrics::Commit;
+use super::parts::Parts;
 use super::pending::{Counts, Pending, Write};
 use super::queue::{Ack, Op, Queued};
 use super::stamp::{Stamp, Unreadable};
@@ -28,12 +29,10 @@ use super::{Shared, failed_error, lock, sled_error};
 use crate::failpoint;
 use crate::raft::types::{LogId, Vote};
 
-/// Values deleted at once after a purge, at least: about a leaf of sled's, which is written again for it. Measured with
-/// values of 64 KiB: a hundred took 8 ms, and a commit that came meanwhile waited for them.
-const PURGE_VALUES: usize = 16;
-/// Under load one such piece is deleted after this many commits, and twice as many values as these commits wrote: so
-/// what is to be deleted gets less. Otherwise a piece is deleted whenever the queue is empty.
-const COMMITS_PER_PURGE: u32 = 4;
+mod deletions;
+
+use deletions::COMMITS_PER_PURGE;
+
 /// An idle writer saves a newer `committed` after this time, if no commit took it along.
 const IDLE: Duration = Duration::from_millis(500);
 /// The watermark file is synced at most this often: it is true without.
@@ -49,6 +48,7 @@ pub(super) struct Start {
     pub _lock_file: File,
     pub watermark: Watermark,
     pub journal: Journal,
+    pub segment_bytes: usize,
     pub bounds: Bounds,
     pub sequence: u64,
     pub committed: Option<LogId>,
@@ -67,10 +67,12 @@ pub(super) struct Writer {
     pending: Pending,
     /// Of the operations in the current commit, in their order.
     acks: Vec<Ack>,
+    /// The last entry in the newest stamp that was written.
+    written: Option<LogId>,
+    parts: Parts,
     commits_since_purge: u32,
-    /// The commit of the last piece that was deleted: sled is synced for it before the next one, so that it never has
-    /// much to write (`journal.rs`).
-    purged_at: u64,
+    /// The commit of the last deletions: sled is synced for them before the next ones.
+    deleted_at: u64,
     watermark_synced: Instant,
 }
 
@@ -84,16 +86,21 @@ enum Wake {
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, queue: Receiver<Queued>, disk: Start) -> io::Result<Self> {
+        let chunk_bytes = shared.chunk_bytes;
         let checkpoints = Checkpoints::start(disk.db.clone(), disk.checkpoint_file.try_clone()?, disk.sequence)?;
+        #[cfg(test)]
+        checkpoints.observe(shared.options.on_checkpoint.clone());
         Ok(Writer {
             shared,
             queue,
-            disk,
             checkpoints,
             pending: Pending::default(),
             acks: Vec::new(),
+            written: disk.bounds.last,
+            parts: Parts::new(disk.segment_bytes, chunk_bytes),
+            disk,
             commits_since_purge: 0,
-            purged_at: 0,
+            deleted_at: 0,
             watermark_synced: Instant::now(),
         })
     }
@@ -140,9 +147,7 @@ impl Writer {
                 self.disk.watermark.sync()?;
                 return Ok(closed);
             }
-            if self.commits_since_purge >= COMMITS_PER_PURGE {
-                self.purge_some(PURGE_VALUES.max(2 * self.pending.values_written()))?;
-            }
+            self.purge_under_load()?;
         }
     }
 
@@ -152,7 +157,7 @@ impl Writer {
             match self.queue.try_recv() {
                 Ok(first) => return Ok(Wake::Op(first)),
                 Err(TryRecvError::Disconnected) => return Ok(Wake::Gone),
-                Err(TryRecvError::Empty) if self.disk.backlog => self.purge_some(PURGE_VALUES)?,
+                Err(TryRecvError::Empty) if self.disk.backlog => self.purge_when_idle()?,
                 Err(TryRecvError::Empty) => break,
             }
         }
@@ -199,15 +204,39 @@ impl Writer {
         // The queue's memory is given back when all is done.
         let mut permits = Vec::new();
         for op in ops {
+            // By itself: what it deletes is not in the same write as what comes in its place.
+            let is_cut = matches!(op, Op::Truncate(_));
+            if is_cut {
+                self.write(started, None)?;
+            }
             self.prepare(op, &mut permits)?;
+            if is_cut {
+                self.write(started, None)?;
+                self.delete_beyond()?;
+            }
         }
         let committed = lock(&self.shared.view).committed;
         if let Some(committed) = self.newer_committed(committed) {
             self.pending.stamp();
             self.disk.committed = Some(committed);
         }
-        if !self.pending.is_empty() {
+        self.write(started, newest)?;
+        self.acknowledge();
+        #[cfg(test)]
+        newest.into_iter().for_each(|newest| lock(&self.shared.view).written = newest);
+        if self.watermark_synced.elapsed() >= WATERMARK_SYNC {
+            self.disk.watermark.sync()?;
+            self.watermark_synced = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Makes all that is pending durable, one part after the other. With the last one everybody in `acks` is told, if
+    /// there is a `newest` ticket of them.
+    fn write(&mut self, mut started: Instant, newest: Option<u64>) -> io::Result<()> {
+        while !self.pending.is_empty() {
             let (write, (entries, bytes)) = self.take();
+            let newest = newest.filter(|_| self.pending.is_empty());
             if let Some(upto) = self.disk.journal.needs(&write) {
                 self.checkpoints.wait(upto)?;
             }
@@ -221,27 +250,27 @@ impl Writer {
                     if let Some(upto) = filled {
                         self.checkpoints.ask(upto);
                     }
-                    self.acknowledge();
+                    if newest.is_some() {
+                        self.acknowledge();
+                    }
                     // Until then readers find it in the tail.
                     self.apply(write)?;
                     fsync_us
                 }
                 Written::Elsewhere => {
+                    // Never two large writes of sled's at once without a sync.
+                    self.checkpoints.wait(self.deleted_at)?;
                     self.apply(write)?;
                     self.sync(false)?;
+                    // It wrote more than a few groups.
+                    self.commits_since_purge += COMMITS_PER_PURGE;
                     encoded.elapsed().as_micros() as u64
                 }
             };
             self.commits_since_purge += 1;
             let apply_us = (started.elapsed().as_micros() as u64).saturating_sub(fsync_us);
             self.durable(newest, &Commit { entries, bytes, apply_us, fsync_us });
-        }
-        self.acknowledge();
-        #[cfg(test)]
-        newest.into_iter().for_each(|newest| lock(&self.shared.view).written = newest);
-        if self.watermark_synced.elapsed() >= WATERMARK_SYNC {
-            self.disk.watermark.sync()?;
-            self.watermark_synced = Instant::now();
+            started = Instant::now();
         }
         Ok(())
     }
@@ -291,13 +320,14 @@ impl Writer {
         Ok(())
     }
 
-    /// The changes as one write, with the stamp that every commit carries. Also how many entries and how many bytes of
-    /// them there are.
+    /// The next of the changes as one write, with the stamp that every commit carries. Also how many entries and how
+    /// many bytes of them there are.
     fn take(&mut self) -> (Write, Counts) {
         self.disk.sequence += 1;
         let Start { sequence, bounds, committed, vote, .. } = self.disk;
-        let stamp = Stamp { sequence, bounds, committed, vote };
-        let (write, counts) = self.pending.take(&stamp, self.shared.chunk_bytes);
+        let mut stamp = Stamp { sequence, bounds, committed, vote };
+        let (write, counts) = self.pending.take(&mut stamp, self.written, &self.parts);
+        self.written = stamp.bounds.last;
         if write.is_one() {
             self.shared.metrics.single_writes.fetch_add(1, Relaxed);
         }
@@ -344,31 +374,6 @@ impl Writer {
     /// `committed` is saved only when it is newer, and never ahead of the log that is in the same commit.
     fn newer_committed(&self, committed: Option<LogId>) -> Option<LogId> {
         committed.filter(|c| Some(*c) > self.disk.committed && Some(*c) <= self.disk.bounds.last)
-    }
-
-    /// Deletes a few purged entries. Not flushed: it goes along with the next commit, and is done again if it is lost.
-    fn purge_some(&mut self, values_max: usize) -> io::Result<()> {
-        self.commits_since_purge = 0;
-        self.pending.count_again();
-        if !self.disk.backlog {
-            return Ok(());
-        }
-        self.checkpoints.wait(self.purged_at)?;
-        let (oldest, more) = {
-            let _turn = lock(&self.shared.disk);
-            let (from, end) = (self.disk.oldest, self.disk.bounds.first);
-            self.pending.remove(&self.disk.db, from, end, values_max).map_err(sled_error)?
-        };
-        failpoint!("log.purge-values", io);
-        self.shared.metrics.values_purged.fetch_add(self.pending.removals() as u64, Relaxed);
-        if !self.pending.is_empty() {
-            let (write, _) = self.take();
-            self.apply(write)?;
-            self.checkpoints.ask(self.disk.sequence);
-            self.purged_at = self.disk.sequence;
-        }
-        (self.disk.oldest, self.disk.backlog) = (oldest, more);
-        Ok(())
     }
 
     /// Answers everybody with the error, for as long as somebody asks.
