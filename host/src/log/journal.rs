@@ -78,20 +78,21 @@ impl Journal {
         file.sync_all()
     }
 
-    /// To be written from now on. All that it has must be in sled, durably, which is up to `have`.
+    /// To be written from now on. All that it has must be in sled, durably, which is up to `have`. Records above that
+    /// were torn by a crash: behind the next one, if that is torn too, they would seem to come after it.
     pub(super) fn open(path: &Path, identity: &[u8], have: u64) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let half_bytes = file.metadata()?.len() / 2;
-        Ok(Journal {
-            file,
-            crc_seed: crc32fast::hash(identity),
-            half_bytes,
-            half: 0,
-            at: 0,
-            newest: [have; 2],
-            before: have,
-            buffer: Vec::new(),
-        })
+        let crc_seed = crc32fast::hash(identity);
+        let mut sectors = vec![0; 2 * half_bytes as usize];
+        file.read_exact_at(&mut sectors, 0)?;
+        for at in (0..sectors.len()).step_by(SECTOR_BYTES) {
+            if header(&sectors, at, crc_seed).is_some_and(|header| header.sequence > have) {
+                file.write_all_at(&[0; SECTOR_BYTES], at as u64)?;
+            }
+        }
+        file.sync_data()?;
+        Ok(Journal { file, crc_seed, half_bytes, half: 0, at: 0, newest: [have; 2], before: have, buffer: Vec::new() })
     }
 
     /// The sequence up to which sled must be durable before the next commit can be written, if that needs the other half.
@@ -177,14 +178,6 @@ struct Header {
     before: u64,
     changes: usize,
     crc: u32,
-}
-
-/// The highest sequence that any record has, torn or not: no commit may get it again, or the record would seem to come
-/// after that.
-pub(super) fn highest(file: &[u8], identity: &[u8]) -> u64 {
-    let seed = crc32fast::hash(identity);
-    let headers = (0..file.len()).step_by(SECTOR_BYTES).filter_map(|at| header(file, at, seed));
-    headers.map(|header| header.sequence).max().unwrap_or(0)
 }
 
 /// The commits in a journal behind `have`, the newest that sled has, in their order.

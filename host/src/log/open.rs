@@ -165,8 +165,6 @@ fn reopen(paths: &Paths, options: &LogOptions, marker: &Marker, lock_file: File)
     };
     let Stamp { sequence, bounds, committed, vote } = stamp;
     let journal = Journal::open(&paths.journal, marker.identity.as_bytes(), sequence).map_err(io)?;
-    let file = fs::read(&paths.journal).map_err(io)?;
-    let sequence = sequence.max(journal::highest(&file, marker.identity.as_bytes()));
     let start = Start {
         db,
         db_file,

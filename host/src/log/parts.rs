@@ -8,8 +8,9 @@
 //! sled writes more than it is given: a leaf is written anew after ten changes and when it is split. Measured, in
 //! multiples of the values, with leaves full of the largest values: a single one at most 30 times, 8 at once 8 times, 32
 //! at once 6.3 times, 64 at once 5.2 times, on the average 3.5 times. Deletions of 64 of them, purged or cut off: 4.1 MiB.
-//! So, in a segment of 8 MiB: what the journal has (two halves of 64 KiB) stays under 1 MiB, a part under 3.3 MiB, a
-//! round of deletions under 4.2 MiB; a part waits until deletions are synced, and is synced itself.
+//! So, in a segment of 8 MiB: what the journal has (two halves of 64 KiB, at most some 64 commits of a stamp alone) stays
+//! under 2 MiB, a part under 3.3 MiB, a round of deletions under 4.2 MiB; a part waits until deletions are synced, and is
+//! synced itself.
 
 /// What is written to sled without a sync between has so many parts of a segment: 512 KiB of 8 MiB.
 const PARTS_PER_SEGMENT: usize = 16;

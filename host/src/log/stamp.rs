@@ -60,7 +60,9 @@ impl From<sled::Error> for Unreadable {
 impl Stamp {
     /// Of the log that ends with this entry and not later.
     pub(super) fn end_at(&mut self, last: Option<LogId>) {
-        self.bounds.last = last.max(self.bounds.purged);
+        let purged = self.bounds.purged;
+        let is_behind = |last: &LogId| purged.is_none_or(|purged| purged.index < last.index);
+        self.bounds.last = last.filter(is_behind).or(purged);
         self.committed = self.committed.min(self.bounds.last);
     }
 

@@ -1,13 +1,14 @@
 //! What is too large to be given to sled at once: at every moment in between, the folder is a log that was closed before.
 
 use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
 use openraft::RaftLogReader;
 use openraft::storage::RaftLogStorage;
 
 use super::journal::killed;
-use super::support::{append, entries, entry, open, options, read, tamper};
+use super::support::{Gate, append, entries, entry, open, options, queue, read, tamper};
 use crate::log::{LogOptions, SledLog, inspect, keys};
 use crate::raft::codec::log_id;
 use crate::raft::types::{Entry, Vote};
@@ -120,4 +121,34 @@ async fn what_is_cut_off_never_comes_back() {
     assert_eq!(read(&log, 0..99).await, [entries(1, 0..5, 100), entries(2, 5..8, 1_500)].concat());
     log.close().await.unwrap();
     tamper(dir.path(), |db| assert_eq!(db.range(keys::range(8, None)).count(), 0, "nothing is left"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_writes_do_not_outrun_the_deletions() {
+    let dir = tempfile::tempdir().unwrap();
+    let gate = Gate::default();
+    let mut log = SledLog::open(dir.path(), LogOptions { batch_bytes_max: 60_000, ..gate.options() }).unwrap();
+    // 600 values.
+    append(&log, entries(1, 0..100, 5_500)).await;
+    gate.hold();
+    let purge = tokio::spawn({
+        let mut log = log.clone();
+        async move { log.purge(log_id(1, 99)).await }
+    });
+    while log.get_log_state().await.unwrap().last_purged_log_id.is_none() {
+        tokio::task::yield_now().await;
+    }
+    // The queue isn't empty before the last of them.
+    let mut waiting = Vec::new();
+    for index in 100..120 {
+        waiting.push(queue(&log, vec![entry(1, index, 64_000)]).await);
+    }
+    gate.release();
+    for rx in waiting {
+        rx.await.unwrap().unwrap();
+    }
+    let deleted = log.metrics().values_purged.load(Relaxed);
+    assert_eq!(deleted, 600);
+    purge.await.unwrap().unwrap();
+    log.close().await.unwrap();
 }

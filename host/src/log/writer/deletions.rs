@@ -23,7 +23,14 @@ impl Writer {
         if self.commits_since_purge < COMMITS_PER_PURGE {
             return Ok(());
         }
-        self.purge_some(PURGE_VALUES.max(2 * self.pending.values_written()))
+        // All of it, however many rounds that takes: else more would be written than is deleted.
+        let mut left = PURGE_VALUES.max(2 * self.pending.values_written());
+        while left > 0 {
+            let round = left.min(self.parts.deletions_max);
+            self.purge_some(round)?;
+            left = if self.disk.backlog { left - round } else { 0 };
+        }
+        Ok(())
     }
 
     /// Deletes a few purged entries. Not synced here: it goes along with what is synced next.

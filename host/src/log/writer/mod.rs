@@ -35,6 +35,9 @@ use deletions::COMMITS_PER_PURGE;
 
 /// An idle writer saves a newer `committed` after this time, if no commit took it along.
 const IDLE: Duration = Duration::from_millis(500);
+/// Sled is synced after so many commits that wrote `m/last`: it stands in one leaf with the newest entries, which may be
+/// large, and every tenth change of a leaf writes all of it (`parts.rs`).
+const STAMPS_MAX: u32 = 64;
 /// The watermark file is synced at most this often: it is true without.
 const WATERMARK_SYNC: Duration = Duration::from_secs(2);
 
@@ -71,6 +74,8 @@ pub(super) struct Writer {
     written: Option<LogId>,
     parts: Parts,
     commits_since_purge: u32,
+    /// Commits in the journal, since sled was synced for them, that wrote `m/last`.
+    stamps: u32,
     /// The commit of the last deletions: sled is synced for them before the next ones.
     deleted_at: u64,
     watermark_synced: Instant,
@@ -100,6 +105,7 @@ impl Writer {
             parts: Parts::new(disk.segment_bytes, chunk_bytes),
             disk,
             commits_since_purge: 0,
+            stamps: 0,
             deleted_at: 0,
             watermark_synced: Instant::now(),
         })
@@ -250,11 +256,16 @@ impl Writer {
                     if let Some(upto) = filled {
                         self.checkpoints.ask(upto);
                     }
+                    self.stamps += u32::from(!write.is_one());
                     if newest.is_some() {
                         self.acknowledge();
                     }
                     // Until then readers find it in the tail.
                     self.apply(write)?;
+                    if self.stamps >= STAMPS_MAX {
+                        self.stamps = 0;
+                        self.checkpoints.ask(self.disk.sequence);
+                    }
                     fsync_us
                 }
                 Written::Elsewhere => {
@@ -354,7 +365,8 @@ impl Writer {
             self.checkpoints.done(self.disk.sequence);
         }
         failpoint!("log.before-watermark", io);
-        self.disk.watermark.raise(self.disk.sequence, self.disk.bounds.next())
+        let next = Bounds { last: self.written, ..self.disk.bounds }.next();
+        self.disk.watermark.raise(self.disk.sequence, next)
     }
 
     fn durable(&mut self, newest: Option<u64>, commit: &Commit) {
