@@ -37,6 +37,10 @@ impl Conditions {
         Ok(Conditions { if_match: tags(request, "if-match")?, if_none_match: tags(request, "if-none-match")? })
     }
 
+    pub fn are_any(&self) -> bool {
+        self.if_match.is_some() || self.if_none_match.is_some()
+    }
+
     /// In the order of RFC 9110 §13.2.2. `current` is the key's revision, `None` if there is no such key.
     pub fn judge(&self, current: Option<u64>) -> Verdict {
         // If-Match compares strongly: a weak tag never matches (§8.8.3.2). If-None-Match compares weakly.

@@ -61,21 +61,23 @@ raftlet_machine::export!(KeyValue);
 /// PUT and DELETE. `Err` is a refusal: nothing was written.
 fn write(revision: u64, request: &ArchivedRequest, store: &mut Store) -> Result<Reply, Reply> {
     let key = stored_key(request)?;
-    let current = store.get(&key).map(|stored| Value::of(&stored).revision);
     let conditions = Conditions::of(request)?;
+    let current = |store: &Store| store.get(&key).map(|stored| Value::of(&stored).revision);
     match request.method() {
         Method::Put => {
-            conditions.check_write(current)?;
-            store.set(&key, &[&revision.to_le_bytes(), request.body()].concat());
-            let status = if current.is_some() { 204 } else { 201 };
-            Ok(Reply::status(status).with_header("etag", etag(revision)))
+            // What was there isn't fetched for nothing: it is said by `set`.
+            if conditions.are_any() {
+                conditions.check_write(current(store))?;
+            }
+            let replaced = store.set(&key, &[&revision.to_le_bytes(), request.body()].concat());
+            Ok(Reply::status(if replaced { 204 } else { 201 }).with_header("etag", etag(revision)))
         }
         Method::Delete => {
             // RFC 9110 §13.2.1: without the conditions this would be no success, so they don't count.
-            current.ok_or_else(Reply::not_found)?;
-            conditions.check_write(current)?;
-            store.delete(&key);
-            Ok(Reply::status(204))
+            if conditions.are_any() {
+                conditions.check_write(Some(current(store).ok_or_else(Reply::not_found)?))?;
+            }
+            if store.delete(&key) { Ok(Reply::status(204)) } else { Err(Reply::not_found()) }
         }
         _ => Err(Reply::method_not_allowed(ALLOW)),
     }

@@ -92,8 +92,8 @@ impl Backend for Native {
         unimplemented!("no command scans")
     }
 
-    fn set(&mut self, key: &[u8], value: &[u8]) {
-        self.0.set(key, value);
+    fn set(&mut self, key: &[u8], value: &[u8]) -> bool {
+        self.0.set(key, value)
     }
 
     fn delete(&mut self, key: &[u8]) -> bool {

@@ -253,12 +253,12 @@ fn write<R>(
     Ok(result.expect("check_write lets only commands through"))
 }
 
-fn set(mut caller: Caller<'_>, (key, value): (WasmList<u8>, WasmList<u8>)) -> wasmtime::Result<()> {
+fn set(mut caller: Caller<'_>, (key, value): (WasmList<u8>, WasmList<u8>)) -> wasmtime::Result<(bool,)> {
     charge_bytes(&mut caller, FUEL_CALL + FUEL_WRITE, key.len().saturating_add(value.len()))?;
     let limits = caller.data().limits;
     check("key", key.len(), limits.key_bytes_max)?;
     check("value", value.len(), limits.value_bytes_max)?;
-    write(&mut caller, |memory, store| store.set(key.as_le_slice(memory), value.as_le_slice(memory)))
+    Ok((write(&mut caller, |memory, store| store.set(key.as_le_slice(memory), value.as_le_slice(memory)))?,))
 }
 
 fn delete(mut caller: Caller<'_>, (key,): (WasmList<u8>,)) -> wasmtime::Result<(bool,)> {

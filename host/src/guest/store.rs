@@ -28,7 +28,8 @@ pub trait ReadStore: Any + Send {
 
 /// A store that commands write. Reads see the writes before them.
 pub trait CommandStore: ReadStore {
-    fn set(&mut self, key: &[u8], value: &[u8]);
+    /// True if the key was there before.
+    fn set(&mut self, key: &[u8], value: &[u8]) -> bool;
 
     /// True if the key was there.
     fn delete(&mut self, key: &[u8]) -> bool;

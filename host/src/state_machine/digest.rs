@@ -6,22 +6,13 @@ use super::Published;
 use super::overlay::Writes;
 use crate::outcome::{BatchReplies, Failure, ReplyView};
 
-/// The link of one batch. BLAKE3 over: previous link, index, writes in key order, replies in command order.
+/// The link of one batch. BLAKE3 over: previous link, index, writes and replies in their order.
 pub fn link(previous: &[u8; 32], index: u64, writes: &Writes, replies: &BatchReplies) -> [u8; 32] {
     let mut chain = Chain::new();
     chain.raw(previous);
     chain.number(index);
-    chain.number(writes.len() as u64);
-    for (key, value) in writes.iter() {
-        chain.bytes(key);
-        match value {
-            Some(value) => {
-                chain.number(1);
-                chain.bytes(value);
-            }
-            None => chain.number(0),
-        }
-    }
+    chain.number(writes.count());
+    chain.raw(writes.as_bytes());
     chain.number(replies.len() as u64);
     for reply in replies.iter() {
         chain.reply(reply);

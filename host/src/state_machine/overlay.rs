@@ -11,60 +11,58 @@ use crate::guest::{CommandStore, KeyRange, Order, ReadStore};
 pub struct Overlay {
     base: Map,
     current: Map,
-    /// Keys of all writes and old values of the current command, one after the other: one allocation for many.
-    bytes: Vec<u8>,
-    /// The key of each write, in their order, within `bytes`.
-    written: Vec<Range<usize>>,
-    /// For each write of the current command, what its key had before.
-    before: Vec<Before>,
+    writes: Writes,
+    /// What was written before the current command.
+    earlier: Mark,
+    /// For each write of the current command: its key, within `writes.bytes`, and what that had before.
+    undo: Vec<(Range<usize>, Before)>,
+    /// Old values: one allocation for many.
+    old: Vec<u8>,
 }
 
 enum Before {
     Nothing,
-    /// Within `bytes`.
+    /// Within `old`.
     Short(Range<usize>),
     Long(Long),
 }
 
-/// What a batch wrote, in key order, each key once: its value at the end, or `None` if it was deleted.
+/// What a batch wrote, in that order, as the digest takes it: bytes of the key, key, 1, bytes of the value, value; or
+/// bytes of the key, key, 0 for a deletion. Numbers have 8 bytes, little-endian.
+#[derive(Default)]
 pub struct Writes {
-    after: Map,
     bytes: Vec<u8>,
-    keys: Vec<Range<usize>>,
+    count: u64,
+}
+
+#[derive(Default, Clone, Copy)]
+struct Mark {
+    bytes: usize,
+    count: u64,
 }
 
 impl Overlay {
     pub fn new(base: Map) -> Self {
-        Overlay { current: base.clone(), base, bytes: Vec::new(), written: Vec::new(), before: Vec::new() }
+        Overlay {
+            current: base.clone(),
+            base,
+            writes: Writes::default(),
+            earlier: Mark::default(),
+            undo: Vec::new(),
+            old: Vec::new(),
+        }
     }
 
-    /// The map with all writes in it, and the writes. Keys that were deleted but were never there are among the writes.
+    /// The map with all writes in it, and the writes.
     pub fn finish(self) -> (Map, Writes) {
-        let Overlay { current, bytes, written: mut keys, .. } = self;
-        keys.sort_unstable_by(|a, b| bytes[a.clone()].cmp(&bytes[b.clone()]));
-        keys.dedup_by(|a, b| bytes[a.clone()] == bytes[b.clone()]);
-        (current.clone(), Writes { after: current, bytes, keys })
-    }
-
-    fn put(&mut self, entry: Entry<'_>) {
-        self.note(entry.key());
-        let bytes = &mut self.bytes;
-        let before = self.current.insert_over(entry, |old| Before::of(old, bytes));
-        self.before.push(before.unwrap_or(Before::Nothing));
+        (self.current, self.writes)
     }
 
     fn take(&mut self, key: &[u8]) -> bool {
-        let bytes = &mut self.bytes;
-        let Some(before) = self.current.take(key, |old| Before::of(old, bytes)) else { return false };
-        self.before.push(before);
-        self.note(key);
+        let old = &mut self.old;
+        let Some(before) = self.current.take(key, |value| Before::of(value, old)) else { return false };
+        self.undo.push((self.writes.delete(key), before));
         true
-    }
-
-    fn note(&mut self, key: &[u8]) {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(key);
-        self.written.push(start..self.bytes.len());
     }
 }
 
@@ -82,19 +80,50 @@ impl Before {
 }
 
 impl Writes {
-    /// Keys in order; `None`: deleted.
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
-        let keys = self.keys.iter().map(|key| &self.bytes[key.clone()]);
-        keys.map(|key| (key, self.after.get(key).map(|entry| entry.value())))
+    /// Returns where the key is.
+    fn set(&mut self, key: &[u8], value: &[u8]) -> Range<usize> {
+        let at = self.key(key);
+        self.number(1);
+        self.number(value.len());
+        self.bytes.extend_from_slice(value);
+        at
     }
 
-    /// Number of keys.
-    pub fn len(&self) -> usize {
-        self.keys.len()
+    fn delete(&mut self, key: &[u8]) -> Range<usize> {
+        let at = self.key(key);
+        self.number(0);
+        at
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
+    fn key(&mut self, key: &[u8]) -> Range<usize> {
+        self.count += 1;
+        self.number(key.len());
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(key);
+        start..self.bytes.len()
+    }
+
+    fn number(&mut self, number: usize) {
+        self.bytes.extend_from_slice(&(number as u64).to_le_bytes());
+    }
+
+    fn mark(&self) -> Mark {
+        Mark { bytes: self.bytes.len(), count: self.count }
+    }
+
+    fn back_to(&mut self, mark: Mark) {
+        self.bytes.truncate(mark.bytes);
+        self.count = mark.count;
+    }
+
+    /// As described above.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.count
     }
 }
 
@@ -123,8 +152,12 @@ impl ReadStore for Overlay {
 }
 
 impl CommandStore for Overlay {
-    fn set(&mut self, key: &[u8], value: &[u8]) {
-        self.put(Entry::new(key, value));
+    fn set(&mut self, key: &[u8], value: &[u8]) -> bool {
+        let old = &mut self.old;
+        let before = self.current.insert_over(Entry::new(key, value), |value| Before::of(value, old));
+        let replaced = before.is_some();
+        self.undo.push((self.writes.set(key, value), before.unwrap_or(Before::Nothing)));
+        replaced
     }
 
     fn delete(&mut self, key: &[u8]) -> bool {
@@ -141,33 +174,37 @@ impl CommandStore for Overlay {
     }
 
     fn begin(&mut self) {
-        // The commands before are out of reach now: of them only the keys are needed.
-        self.before.clear();
+        // The commands before are out of reach now.
+        self.undo.clear();
+        self.old.clear();
+        self.earlier = self.writes.mark();
     }
 
     fn rollback(&mut self) {
-        let first = self.written.len() - self.before.len();
-        for (key, before) in self.written.drain(first..).zip(self.before.drain(..)).rev() {
-            let key = &self.bytes[key];
+        for (key, before) in self.undo.drain(..).rev() {
+            let key = &self.writes.bytes[key];
             match &before {
                 Before::Nothing => self.current.remove(key),
-                Before::Short(value) => self.current.insert(Entry::new(key, &self.bytes[value.clone()])),
+                Before::Short(value) => self.current.insert(Entry::new(key, &self.old[value.clone()])),
                 Before::Long(long) => self.current.insert(long.get()),
             };
         }
+        self.old.clear();
+        self.writes.back_to(self.earlier);
     }
 
     fn discard(&mut self) {
         self.current = self.base.clone();
-        self.bytes.clear();
-        self.written.clear();
-        self.before.clear();
+        self.undo.clear();
+        self.old.clear();
+        self.earlier = Mark::default();
+        self.writes.back_to(self.earlier);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
 
     use proptest::prelude::*;
 
@@ -229,8 +266,7 @@ mod tests {
     fn both(step: &Step, overlay: &mut Overlay, now: &mut Model, saved: &mut Model, base: &Model) {
         match step {
             Step::Set(key, value) => {
-                overlay.set(key, value);
-                now.insert(key.clone(), value.clone());
+                assert_eq!(overlay.set(key, value), now.insert(key.clone(), value.clone()).is_some());
             }
             Step::Delete(key) => assert_eq!(overlay.delete(key), now.remove(key).is_some()),
             Step::Get(key) => assert_eq!(overlay.get(key), now.get(key).map(Vec::as_slice)),
@@ -286,29 +322,56 @@ mod tests {
             prop_assert_eq!(&content(&map), &base);
             prop_assert_eq!(after.len(), now.len() as u64);
 
-            // The writes make the one of the other, each key once and in order.
+            // The writes make the one of the other.
             let mut replayed = base.clone();
-            let mut seen = BTreeSet::new();
-            for (key, value) in writes.iter() {
-                prop_assert!(seen.last().is_none_or(|last: &Vec<u8>| last.as_slice() < key));
-                seen.insert(key.to_vec());
+            let written = read(&writes);
+            prop_assert_eq!(writes.count(), written.len() as u64);
+            for (key, value) in written {
                 match value {
-                    Some(value) => drop(replayed.insert(key.to_vec(), value.to_vec())),
-                    None => drop(replayed.remove(key)),
+                    Some(value) => drop(replayed.insert(key, value)),
+                    None => drop(replayed.remove(&key)),
                 }
             }
             prop_assert_eq!(replayed, now);
-            prop_assert_eq!(writes.len(), seen.len());
         }
     }
 
+    /// By the words of their description.
+    fn read(writes: &Writes) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        let mut rest = writes.as_bytes();
+        let number = |rest: &mut &[u8]| {
+            let (number, behind) = rest.split_first_chunk().unwrap();
+            *rest = behind;
+            u64::from_le_bytes(*number) as usize
+        };
+        let take = |rest: &mut &[u8], count| {
+            let (taken, behind) = rest.split_at(count);
+            *rest = behind;
+            taken.to_vec()
+        };
+        let mut written = Vec::new();
+        while !rest.is_empty() {
+            let count = number(&mut rest);
+            let key = take(&mut rest, count);
+            let value = match number(&mut rest) {
+                0 => None,
+                _ => {
+                    let count = number(&mut rest);
+                    Some(take(&mut rest, count))
+                }
+            };
+            written.push((key, value));
+        }
+        written
+    }
+
     #[test]
-    fn a_key_that_came_and_went_is_a_deletion() {
+    fn a_key_that_came_and_went_is_two_writes() {
         let mut overlay = Overlay::new(Map::new());
         overlay.set(b"a", b"1");
         overlay.delete(b"a");
         let (map, writes) = overlay.finish();
         assert!(map.is_empty());
-        assert_eq!(writes.iter().collect::<Vec<_>>(), [(&b"a"[..], None)]);
+        assert_eq!(read(&writes), [(b"a".to_vec(), Some(b"1".to_vec())), (b"a".to_vec(), None)]);
     }
 }

@@ -85,8 +85,9 @@ impl Store {
         Store(StoreView(backend::Map::default()))
     }
 
-    pub fn set(&mut self, key: &[u8], value: &[u8]) {
-        self.0.0.set(key, value);
+    /// True if the key was there before.
+    pub fn set(&mut self, key: &[u8], value: &[u8]) -> bool {
+        self.0.0.set(key, value)
     }
 
     /// True if the key was there.
@@ -124,8 +125,8 @@ mod imports {
         pub fn scan(&self, range: &ScanRange, limit: u32, bytes_max: u32) -> Vec<Entry> {
             store::scan(range, limit, bytes_max)
         }
-        pub fn set(&mut self, key: &[u8], value: &[u8]) {
-            store::set(key, value);
+        pub fn set(&mut self, key: &[u8], value: &[u8]) -> bool {
+            store::set(key, value)
         }
         pub fn delete(&mut self, key: &[u8]) -> bool {
             store::delete(key)

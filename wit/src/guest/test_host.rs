@@ -97,8 +97,8 @@ pub(super) mod memory {
             out
         }
 
-        pub fn set(&mut self, key: &[u8], value: &[u8]) {
-            self.entries.insert(key.to_vec(), value.to_vec());
+        pub fn set(&mut self, key: &[u8], value: &[u8]) -> bool {
+            self.entries.insert(key.to_vec(), value.to_vec()).is_some()
         }
 
         pub fn delete(&mut self, key: &[u8]) -> bool {

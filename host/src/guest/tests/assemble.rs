@@ -65,7 +65,7 @@ impl Guest {
         let archives: String = (0..=COUNT_MAX).map(|count| self.archive(count)).collect();
         format!(
             r#"(module
-  (import "raftlet:machine/store@0.1.0" "set" (func $set (param i32 i32 i32 i32)))
+  (import "raftlet:machine/store@0.1.0" "set" (func $set (param i32 i32 i32 i32) (result i32)))
   (import "raftlet:machine/store@0.1.0" "get" (func $get (param i32 i32 i32)))
   (import "raftlet:machine/store@0.1.0" "begin" (func $begin (param i32)))
   (import "raftlet:machine/store@0.1.0" "rollback" (func $rollback))
@@ -83,7 +83,7 @@ impl Guest {
   ;; Sets the key that is the position to the value that is the position.
   (func $mark (param $at i32)
     (i32.store (i32.const 16) (local.get $at))
-    (call $set (i32.const 16) (i32.const 4) (i32.const 16) (i32.const 4)))
+    (drop (call $set (i32.const 16) (i32.const 4) (i32.const 16) (i32.const 4))))
   (func $forever (loop $again (br $again)))
   {more}
   (func $command (param $at i32) (result i32) {command})

@@ -61,7 +61,7 @@ fn an_answer_that_is_no_archive_is_refused() {
 
 #[test]
 fn pointers_out_of_memory_are_the_modules_fault() {
-    let list = "(call $set (i32.const -8) (i32.const 64) (i32.const 16) (i32.const 4))";
+    let list = "(drop (call $set (i32.const -8) (i32.const 64) (i32.const 16) (i32.const 4)))";
     assert_eq!(mark_and(&[1], list).run(Limits::default(), 3).0, ".T.");
     let text = "(call $log (i32.const 2) (i32.const -8) (i32.const 64))";
     assert_eq!(mark_and(&[1], text).run(Limits::default(), 3).0, ".T.");
@@ -83,7 +83,7 @@ fn nans_are_canonical() {
     // 0/0 with a sign that the processor would keep.
     let nan = "(i64.store (i32.const 16) (i64.reinterpret_f64 (f64.neg (f64.div (f64.const 0) (f64.const 0)))))
         (i64.store (i32.const 24) (i64.reinterpret_f64 (f64.add (f64.reinterpret_i64 (i64.const 0xfff8000000001234)) (f64.const 1))))
-        (call $set (i32.const 16) (i32.const 4) (i32.const 24) (i32.const 8)) (i32.const 0)";
+        (drop (call $set (i32.const 16) (i32.const 4) (i32.const 24) (i32.const 8))) (i32.const 0)";
     let (replies, shelf) = Guest::new(nan).run(Limits::default(), 1);
     assert_eq!(replies, ".");
     let value = shelf.now.values().next().unwrap();

@@ -123,7 +123,7 @@ fn a_deep_recursion_is_a_trap() {
 fn keys_and_values_have_a_size() {
     let set = |key: usize, value: usize| {
         Guest::new(&format!(
-            "(call $set (i32.const 16) (i32.const {key}) (i32.const 16) (i32.const {value})) (i32.const 0)"
+            "(drop (call $set (i32.const 16) (i32.const {key}) (i32.const 16) (i32.const {value}))) (i32.const 0)"
         ))
     };
     assert_eq!(set(8, 8).run(FEW, 1).0, ".");

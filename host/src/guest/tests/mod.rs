@@ -58,8 +58,8 @@ impl ReadStore for Shelf {
 }
 
 impl CommandStore for Shelf {
-    fn set(&mut self, key: &[u8], value: &[u8]) {
-        self.now.insert(key.to_vec(), value.to_vec());
+    fn set(&mut self, key: &[u8], value: &[u8]) -> bool {
+        self.now.insert(key.to_vec(), value.to_vec()).is_some()
     }
 
     fn delete(&mut self, key: &[u8]) -> bool {

@@ -19,7 +19,7 @@ pub mod guest {
     pub trait Backend {
         fn get(&self, key: &[u8]) -> Option<Vec<u8>>;
         fn scan(&self, range: &KeyRange, limit: u32, bytes_max: u32) -> Vec<Entry>;
-        fn set(&mut self, key: &[u8], value: &[u8]);
+        fn set(&mut self, key: &[u8], value: &[u8]) -> bool;
         fn delete(&mut self, key: &[u8]) -> bool;
         fn begin(&mut self);
     }
@@ -47,8 +47,8 @@ pub mod guest {
     }
 
     impl Store<'_> {
-        pub fn set(&mut self, key: &[u8], value: &[u8]) {
-            self.0.0.set(key, value);
+        pub fn set(&mut self, key: &[u8], value: &[u8]) -> bool {
+            self.0.0.set(key, value)
         }
 
         pub fn delete(&mut self, key: &[u8]) -> bool {

@@ -65,8 +65,8 @@ impl Backend for BTreeMap<Vec<u8>, Vec<u8>> {
         entries
     }
 
-    fn set(&mut self, key: &[u8], value: &[u8]) {
-        self.insert(key.into(), value.into());
+    fn set(&mut self, key: &[u8], value: &[u8]) -> bool {
+        self.insert(key.into(), value.into()).is_some()
     }
 
     fn delete(&mut self, key: &[u8]) -> bool {
