@@ -26,6 +26,7 @@ use super::super::types::{Member, NodeId, SnapshotFile, TypeConfig, Vote};
 use super::frame::{FrameReader, FrameWriter, Outgoing};
 use super::handshake::Peers;
 use super::message::{Answer, Call, Message, invalid};
+use super::pipeline::{Pipeline, Requests};
 use super::snapshots::{Offer, Serving};
 
 /// A follower that owes an answer and is silent for this long has lost the connection (a cut link sends no reset).
@@ -201,10 +202,12 @@ impl RaftNetworkV2<TypeConfig> for Link {
         Box::pin(async move {
             let (reader, writer) = self.take().await?;
             let (sent, expected) = mpsc::unbounded_channel();
+            let pipeline = Pipeline::default();
+            let input = Requests { input, pipeline: pipeline.clone() };
             // A set, because it aborts its task when it is dropped.
             let mut sender = JoinSet::new();
             sender.spawn(send_all(input, writer, sent));
-            let session = AppendSession { link: self, reader, expected, sender };
+            let session = AppendSession { link: self, reader, expected, pipeline, sender };
             Ok(stream::unfold(Some(session), next_answer).boxed())
         })
     }
@@ -265,6 +268,7 @@ struct AppendSession<'s> {
     reader: FrameReader,
     /// One item for each request that was sent.
     expected: mpsc::UnboundedReceiver<()>,
+    pipeline: Pipeline,
     sender: JoinSet<io::Result<FrameWriter>>,
 }
 
@@ -287,35 +291,43 @@ where
 
 type AppendAnswer = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
 
-/// The answer to the oldest request that has none. Ends when the input has ended and all were answered; only then
-/// is the connection used again.
+/// The answer to the oldest request that has none, as far as openraft may be told of it. Ends when the input has ended and
+/// all were answered; only then is the connection used again.
 async fn next_answer<'s>(session: Option<AppendSession<'s>>) -> Option<(AppendAnswer, Option<AppendSession<'s>>)> {
     let mut session = session?;
-    if session.expected.recv().await.is_none() {
-        return match session.sender.join_next().await? {
-            Ok(Ok(writer)) => {
-                session.link.open = Some((session.reader, writer));
-                None
-            }
-            Ok(Err(e)) => Some((Err(unreachable(e)), None)),
-            Err(e) => Some((Err(unreachable(io::Error::other(e))), None)),
-        };
-    }
-    let frame = match tokio::time::timeout(ANSWER_TIMEOUT, session.reader.next()).await {
-        Ok(frame) => frame,
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
-    };
-    match frame.and_then(Message::read) {
-        Ok(Message::Appended(appended)) => {
-            session.link.clocks.heard(session.link.target, appended.time_ms);
-            session.link.rooms.heard(session.link.target, appended.low);
-            let result: StreamAppendResult<TypeConfig> = appended.result.into();
-            // After a conflict or a higher vote both sides drop the connection: what was pipelined is void.
-            let next = result.is_ok().then_some(session);
-            Some((Ok(result), next))
+    session.pipeline.asked();
+    loop {
+        if session.expected.recv().await.is_none() {
+            return match session.sender.join_next().await? {
+                Ok(Ok(writer)) => {
+                    session.link.open = Some((session.reader, writer));
+                    None
+                }
+                Ok(Err(e)) => Some((Err(unreachable(e)), None)),
+                Err(e) => Some((Err(unreachable(io::Error::other(e))), None)),
+            };
         }
-        Ok(_) => Some((Err(unreachable(invalid("an append was answered by another message".into()))), None)),
-        Err(e) => Some((Err(unreachable(e)), None)),
+        let frame = match tokio::time::timeout(ANSWER_TIMEOUT, session.reader.next()).await {
+            Ok(frame) => frame,
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        };
+        match frame.and_then(Message::read) {
+            Ok(Message::Appended(appended)) => {
+                session.link.clocks.heard(session.link.target, appended.time_ms);
+                session.link.rooms.heard(session.link.target, appended.low);
+                let result: StreamAppendResult<TypeConfig> = appended.result.into();
+                if !session.pipeline.answered(&result) {
+                    continue;
+                }
+                // After a conflict or a higher vote both sides drop the connection: what was pipelined is void.
+                let next = result.is_ok().then_some(session);
+                return Some((Ok(result), next));
+            }
+            Ok(_) => {
+                return Some((Err(unreachable(invalid("an append was answered by another message".into()))), None));
+            }
+            Err(e) => return Some((Err(unreachable(e)), None)),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod frame;
 mod handshake;
 mod install;
 pub mod message;
+mod pipeline;
 mod server;
 pub mod snapshots;
 
