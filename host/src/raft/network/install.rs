@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::super::Raft;
-use super::super::types::{LogId, NodeId, SnapshotFile, TypeConfig, Vote};
+use super::super::types::{NodeId, SnapshotFile, TypeConfig, Vote};
 use super::fetch::{FetchError, Source, percent};
 use super::handshake::{Caller, Peers};
 use super::message::Answer;
@@ -68,9 +68,8 @@ impl Installer {
 
     /// Answers within [`ANSWER_WITHIN`], also when the snapshot is still on its way.
     pub async fn install(&self, caller: &Caller, vote: Vote, offer: Offer) -> Answer {
-        match self.inner.check(&vote, &offer) {
-            Ok(()) => {}
-            Err(answer) => return answer,
+        if let Err(answer) = self.inner.check(&vote, &offer).await {
+            return answer;
         }
         let (have, mut ended) = match self.join_or_begin(caller, vote, &offer) {
             Some(job) => job,
@@ -152,8 +151,11 @@ impl Installer {
 
 impl Inner {
     /// Refuses, or answers at once, what needs no fetch. openraft panics on a snapshot that contradicts vote or log.
-    fn check(&self, vote: &Vote, offer: &Offer) -> Result<(), Answer> {
-        let (mine, committed) = self.vote_and_committed();
+    /// What is asked of Raft itself, in turn with its votes: openraft takes this node's answer for a proof that the other
+    /// leads. The metrics may be older than a vote that was given.
+    async fn check(&self, vote: &Vote, offer: &Offer) -> Result<(), Answer> {
+        let asked = self.raft.with_raft_state(|state| (*state.vote_ref(), state.local_committed().cloned())).await;
+        let (mine, committed) = asked.map_err(|e| Answer::Refused(format!("Raft has stopped: {e}")))?;
         if mine > *vote {
             return Err(Answer::SnapshotInstalled { vote: mine });
         }
@@ -171,13 +173,6 @@ impl Inner {
             ))),
             _ => Ok(()),
         }
-    }
-
-    fn vote_and_committed(&self) -> (Vote, Option<LogId>) {
-        use openraft::async_runtime::watch::WatchReceiver;
-        let metrics = self.raft.metrics();
-        let m = metrics.borrow_watched();
-        (m.vote, m.local_committed)
     }
 
     fn source(&self, caller: &Caller) -> Source {
@@ -232,7 +227,7 @@ impl Work {
 
     /// To openraft. It was checked before the fetch, but that took its time.
     async fn hand_over(&self, file: SnapshotFile) -> Result<Vote, Answer> {
-        self.inner.check(&self.vote, &self.offer)?;
+        self.inner.check(&self.vote, &self.offer).await?;
         let snapshot = SnapshotOf::<TypeConfig, SnapshotFile> { meta: file.meta.clone(), snapshot: file };
         crate::failpoint!("transfer.before-install");
         let installed = self.inner.raft.install_full_snapshot(self.vote, snapshot).await;
