@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use raftlet_tests::cluster::Options;
 use raftlet_tests::process::{Finished, run};
-use raftlet_tests::snapshots::{assert_values, flip_a_byte, leave_behind, partial_bytes, whole, write};
+use raftlet_tests::snapshots::{assert_values, flip_a_byte, leave_behind, partial_bytes, purged, whole, write};
 use raftlet_tests::{Client, Cluster, Fate, Launcher, Load, seed, slots, wait};
 use serde_json::Value;
 
@@ -166,7 +166,7 @@ fn a_node_whose_snapshots_are_damaged_takes_its_state_from_a_peer() {
     wait::until("the node has purged its log", WITHIN, || {
         write(&cluster, up, count..count + 20);
         count += 20;
-        (whole(&cluster.data(bad)).len() == 2 && count >= 120).then_some(())
+        (whole(&cluster.data(bad)).len() == 2 && count >= 120 && purged(&cluster, bad) > 0).then_some(())
     });
     let digest = cluster.wait_converged();
     cluster.kill(bad);
