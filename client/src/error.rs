@@ -89,9 +89,10 @@ impl Problem {
         Some(Problem { refusal, unknown: document.outcome != "rejected" })
     }
 
-    /// The same request may be answered when it is sent again.
-    pub(crate) fn may_pass(&self) -> bool {
-        !self.unknown && self.refusal.may_pass()
+    /// The same request may be answered when it is sent again, and that can do no harm. `repeatable`: not even if it has
+    /// happened.
+    pub(crate) fn may_pass(&self, repeatable: bool) -> bool {
+        (repeatable || !self.unknown) && self.refusal.may_pass()
     }
 
     pub(crate) fn into_error(self) -> Error {
@@ -109,14 +110,15 @@ mod tests {
     #[test]
     fn a_nodes_problem_says_what_may_be_concluded() {
         let problem = Problem::read(503, PROBLEM_JSON, OVERLOADED.as_bytes()).unwrap();
-        assert!(problem.may_pass());
+        assert!(problem.may_pass(false));
         let error = problem.into_error();
         assert_eq!(error.to_string(), "rejected, nothing happened: 503 overloaded: full");
         let timeout = OVERLOADED.replace("rejected", "unknown").replace("overloaded", "timeout");
         let problem = Problem::read(504, PROBLEM_JSON, timeout.as_bytes()).unwrap();
-        assert!(!problem.may_pass() && matches!(problem.into_error(), Error::Unknown(_)));
+        assert!(problem.may_pass(true), "with a key it happens once");
+        assert!(!problem.may_pass(false) && matches!(problem.into_error(), Error::Unknown(_)));
         let trap = OVERLOADED.replace("overloaded", "module-trap");
-        assert!(!Problem::read(500, PROBLEM_JSON, trap.as_bytes()).unwrap().may_pass());
+        assert!(!Problem::read(500, PROBLEM_JSON, trap.as_bytes()).unwrap().may_pass(true));
     }
 
     #[test]

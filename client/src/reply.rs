@@ -56,7 +56,7 @@ impl Answer {
 
     /// Whether the reply at the first position looks like one that is worth a second try. `problem` knows.
     pub(crate) fn is_refused(&self) -> bool {
-        archived(&self.archive, self.first).status.to_native() == 503
+        matches!(archived(&self.archive, self.first).status.to_native(), 503 | 504)
     }
 
     pub(crate) fn term(&self) -> u64 {

@@ -209,15 +209,17 @@ impl Worker {
     /// Hands the replies out. Those that a node refused one by one wait again.
     async fn answered(&mut self, answer: &Answer) {
         let mut first = 0;
-        let mut refused: Option<(Refusal, Vec<Item>)> = None;
+        // Without and with a doubt: those of the latter may have happened.
+        let mut refused: [Option<(Refusal, Vec<Item>)>; 2] = [None, None];
         for item in self.items.drain(..) {
             let count = item.load.requests().len();
             let part = answer.part(first, count);
             first += count;
             if self.shared.retries && matches!(item.load, Load::One(_)) && part.is_refused() {
-                let problem = part.problem(0).filter(|problem| problem.may_pass());
+                let problem = part.problem(0).filter(|problem| problem.may_pass(item.repeatable));
                 if let Some(problem) = problem {
-                    refused.get_or_insert_with(|| (problem.refusal, Vec::new())).1.push(item);
+                    let alike = &mut refused[usize::from(problem.unknown)];
+                    alike.get_or_insert_with(|| (problem.refusal, Vec::new())).1.push(item);
                     continue;
                 }
             }
@@ -227,17 +229,17 @@ impl Worker {
         if let Some(Open { aim: Some(aim), .. }) = &self.open {
             self.shared.cluster.seen(answer.term(), *aim);
         }
-        match refused {
-            Some((refusal, items)) => {
-                self.wait_again(items, &refusal, false);
-                self.pause().await;
-            }
-            None => {
-                self.failures = 0;
-                // Whoever was answered now may send the next request: let them come before the line is looked at.
-                tokio::task::yield_now().await;
+        if refused.iter().all(Option::is_none) {
+            self.failures = 0;
+            // Whoever was answered now may send the next request: let them come before the line is looked at.
+            return tokio::task::yield_now().await;
+        }
+        for (refused, doubt) in refused.into_iter().zip([false, true]) {
+            if let Some((refusal, items)) = refused {
+                self.wait_again(items, &refusal, doubt);
             }
         }
+        self.pause().await;
     }
 
     /// All that was sent was refused; nothing of it happened.

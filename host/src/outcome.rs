@@ -88,6 +88,9 @@ pub enum Failure {
     InvalidReply(String),
     /// A query was cut off by the clock. Never happens to a command.
     QueryTimeout,
+    /// The first command with this idempotency key was run, but its reply doesn't fit among those that are repeated with
+    /// it. The only failure of a command that has happened.
+    ReplayBudget,
     /// No module was active at that index.
     NoModule,
     /// The idempotency key was used for another request before.
@@ -241,6 +244,11 @@ impl fmt::Display for Failure {
             Failure::OutOfMemory => write!(f, "the module's memory limit was reached"),
             Failure::BatchBudget => write!(f, "the batch's fuel was used up before this command was run"),
             Failure::QueryTimeout => write!(f, "the query was not done in its time"),
+            Failure::ReplayBudget => write!(
+                f,
+                "the first command with this Idempotency-Key was run, but its reply is too large to be repeated \
+                 together with those before it; send it again for its reply"
+            ),
             Failure::NoModule => write!(f, "no module was active yet"),
             Failure::KeyReused => write!(f, "this Idempotency-Key was used for another request"),
             Failure::KeysFull => write!(f, "no more idempotency keys can be kept now"),

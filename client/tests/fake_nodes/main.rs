@@ -264,6 +264,23 @@ async fn what_is_refused_by_itself_waits_again_by_itself() {
 }
 
 #[tokio::test]
+async fn a_reply_that_a_node_withholds_is_asked_for_again_with_the_key() {
+    let fake = Fake::start(1).await;
+    let client = fake.builder().deadline(SOON).build().unwrap();
+    fake.fault(0, Fault::WithholdFirst);
+    client.command(keyed(put("/a"), "k")).await.unwrap();
+    assert_eq!((fake.executed("/a"), fake.state().seen.len()), (1, 2));
+    fake.fault(0, Fault::WithholdFirst);
+    let unknown = client.put("/b", "").await.unwrap_err();
+    assert!(matches!(&unknown, Error::Unknown(_)) && kind(&unknown) == "replay-budget", "{unknown}");
+    assert_eq!(fake.executed("/b"), 0, "without a key it isn't sent again");
+    fake.fault(0, Fault::WithholdFirst);
+    (0..100).for_each(|_| fake.fault(0, Fault::Refuse(503, "overloaded", "rejected")));
+    let unknown = client.command(keyed(put("/c"), "k")).await.unwrap_err();
+    assert!(matches!(&unknown, Error::Unknown(_)) && kind(&unknown) == "deadline", "the doubt stays: {unknown}");
+}
+
+#[tokio::test]
 async fn without_batching_each_request_is_a_plain_one() {
     let fake = Fake::start(1).await;
     let client = fake.builder().batching(false).connections(4).build().unwrap();

@@ -19,6 +19,8 @@ pub enum Fault {
     Hang,
     /// The first request of the batch is refused by itself.
     RefuseFirst,
+    /// The first request of the batch has happened before, and its reply isn't given.
+    WithholdFirst,
     /// An answer that can't be read.
     Garble,
 }
@@ -170,7 +172,12 @@ fn answer(node: usize, head: &str, body: &[u8], state: &Mutex<State>) -> Option<
     if fault == Some(Fault::Hang) {
         return None;
     }
-    let refused = usize::from(fault == Some(Fault::RefuseFirst));
+    let first = match fault {
+        Some(Fault::RefuseFirst) => Some((503, "batch-budget", "rejected")),
+        Some(Fault::WithholdFirst) => Some((504, "replay-budget", "unknown")),
+        _ => None,
+    };
+    let refused = usize::from(first.is_some());
     let executed = requests.iter().skip(refused).map(|(path, key, _)| (path.clone(), key.clone()));
     state.executed.extend(executed);
     match fault {
@@ -183,9 +190,9 @@ fn answer(node: usize, head: &str, body: &[u8], state: &Mutex<State>) -> Option<
         return Some(response(201, "text/plain", &format!("{place}etag: \"7\"\r\n"), requests[0].0.as_bytes()));
     }
     let reply = |(position, (path, ..)): (usize, &(String, Option<String>, bool))| {
-        if position < refused {
-            let body = problem("batch-budget", "rejected").into_bytes();
-            return Reply { status: 503, content_type: "application/problem+json".into(), headers: Vec::new(), body };
+        if let Some((status, kind, outcome)) = first.filter(|_| position == 0) {
+            let body = problem(kind, outcome).into_bytes();
+            return Reply { status, content_type: "application/problem+json".into(), headers: Vec::new(), body };
         }
         let headers = vec![Header { name: "etag".into(), value: b"\"7\"".to_vec() }];
         Reply { status: 201, content_type: "text/plain".into(), headers, body: path.as_bytes().to_vec() }

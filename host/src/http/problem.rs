@@ -83,7 +83,7 @@ impl Problem {
         }
     }
 
-    /// A command or query that was executed and has no reply of its module's. Its writes were dropped.
+    /// A command or query that has no reply of its module's. Its writes were dropped, if it was run.
     pub(super) fn failed(failure: &Failure) -> Self {
         let detail = failure.to_string();
         let error = |kind, title| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, kind, title, detail.clone());
@@ -100,6 +100,12 @@ impl Problem {
             }
             Failure::KeysFull => Problem::unavailable("idempotency-keys-full", "Too many idempotency keys", detail),
             Failure::Skipped => error("skipped", "The entry was skipped"),
+            Failure::ReplayBudget => {
+                // 504 as where the outcome is unknown: who has sent it is to send it again, as it was, with its key.
+                let title = "The first reply can't be repeated now";
+                let problem = Problem::new(StatusCode::GATEWAY_TIMEOUT, "replay-budget", title, detail);
+                Problem { outcome: Outcome::Unknown, ..problem }
+            }
             Failure::BatchBudget => Problem::unavailable("batch-budget", "The batch's fuel was used up", detail),
         }
     }

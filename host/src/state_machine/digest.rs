@@ -166,6 +166,7 @@ impl Chain {
                 Failure::KeyReused => 1007,
                 Failure::KeysFull => 1008,
                 Failure::Skipped => 1009,
+                Failure::ReplayBudget => 1010,
                 Failure::QueryTimeout => unreachable!("commands are never cut off by the clock"),
             }),
         }
@@ -206,6 +207,27 @@ mod tests {
         assert_ne!(one, link(1, 8, &failed(Failure::OutOfFuel)));
         assert_ne!(one, link(1, 7, &failed(Failure::OutOfMemory)));
         assert_ne!(one, link(1, 7, &BatchReplies::Each(Vec::new())));
+    }
+
+    #[test]
+    fn no_two_failures_are_the_same_to_the_chain() {
+        use Failure::*;
+        let all = [
+            Trap(String::new()),
+            OutOfFuel,
+            OutOfMemory,
+            BatchBudget,
+            InvalidReply(String::new()),
+            NoModule,
+            KeyReused,
+            KeysFull,
+            Skipped,
+            ReplayBudget,
+        ];
+        let (_, writes) = Overlay::new(Map::default()).finish();
+        let count = all.len();
+        let link = |failure| link(&[0; 32], 1, &writes, &BatchReplies::Each(vec![CommandReply::Failed(failure)]));
+        assert_eq!(all.map(link).into_iter().collect::<std::collections::BTreeSet<_>>().len(), count);
     }
 
     #[test]

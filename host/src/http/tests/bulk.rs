@@ -127,6 +127,7 @@ async fn a_reply_in_a_batch_is_what_the_single_request_gets() {
         Behaviour::Reply(forged(&[header("x-a", "1"), header("x-a", "2")], 304, b"")),
         Behaviour::Fail(Failure::Trap("because".into())),
         Behaviour::Fail(Failure::BatchBudget),
+        Behaviour::Fail(Failure::ReplayBudget),
         Behaviour::Fail(Failure::KeyReused),
         Behaviour::Replay(good),
         Behaviour::Replay(CommandReply::Failed(Failure::OutOfFuel)),

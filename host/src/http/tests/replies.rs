@@ -149,6 +149,7 @@ fn failures() -> Vec<(Failure, u16, &'static str)> {
         OutOfMemory,
         InvalidReply("two replies".into()),
         BatchBudget,
+        ReplayBudget,
         QueryTimeout,
         NoModule,
         KeyReused,
@@ -161,6 +162,7 @@ fn failures() -> Vec<(Failure, u16, &'static str)> {
         OutOfMemory => (500, "out-of-memory"),
         InvalidReply(_) => (500, "invalid-reply"),
         BatchBudget => (503, "batch-budget"),
+        ReplayBudget => (504, "replay-budget"),
         QueryTimeout => (503, "query-timeout"),
         NoModule => (503, "no-module"),
         KeyReused => (422, "idempotency-key-reused"),
@@ -175,12 +177,13 @@ fn failures() -> Vec<(Failure, u16, &'static str)> {
 }
 
 #[tokio::test]
-async fn every_failure_has_its_status_and_says_that_nothing_was_written() {
+async fn every_failure_has_its_status_and_says_whether_anything_was_written() {
     let rig = Rig::new(HttpLimits::default()).await;
     for (failure, status, kind) in failures() {
         rig.node.behave(Behaviour::Fail(failure.clone()));
         let seen = rig.ask(PUT).await;
-        assert_eq!((seen.status, seen.outcome().as_str()), (status, "rejected"), "{failure:?}");
+        let outcome = if failure == Failure::ReplayBudget { "unknown" } else { "rejected" };
+        assert_eq!((seen.status, seen.outcome().as_str()), (status, outcome), "{failure:?}");
         assert_eq!(seen.header("raftlet-index"), Some("42"));
         assert_eq!(seen.header("retry-after"), (status == 503).then_some("1"));
         assert_eq!(seen.header("idempotent-replayed"), None);

@@ -28,14 +28,15 @@ struct Replays {
 }
 
 impl Replays {
-    /// The reply, unless this batch has repeated too much: then nothing happened, and it may be sent again.
+    /// The reply, unless this batch has repeated too much: then it may be sent again. That is not [`Failure::BatchBudget`],
+    /// whose client may conclude that nothing has happened, and do something else.
     fn of(&mut self, reply: CommandReply) -> CommandReply {
         self.bytes += match &reply {
             CommandReply::Module(reply) => reply.get().body.len() as u64,
             _ => 0,
         };
         if self.bytes > REPLIES_BYTES_MAX as u64 {
-            return CommandReply::Failed(Failure::BatchBudget);
+            return CommandReply::Failed(Failure::ReplayBudget);
         }
         CommandReply::Replayed(Box::new(reply))
     }

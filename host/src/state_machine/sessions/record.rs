@@ -49,6 +49,7 @@ pub(super) fn encode(time_ms: u64, number: u64, fingerprint: &Fingerprint, reply
             Failure::OutOfMemory => (kind::OUT_OF_MEMORY, Vec::new()),
             Failure::InvalidReply(why) => (kind::INVALID_REPLY, why.clone().into_bytes()),
             Failure::BatchBudget
+            | Failure::ReplayBudget
             | Failure::NoModule
             | Failure::KeyReused
             | Failure::KeysFull

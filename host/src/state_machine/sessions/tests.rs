@@ -345,8 +345,33 @@ fn each_failure_that_happened_is_kept_as_it_was_and_no_other() {
         assert_eq!((record.time_ms, record.number, record.fingerprint), (1, 2, [3; 16]));
         assert_eq!(seen(&record.reply()), seen(&reply));
     }
-    for failure in [Failure::BatchBudget, Failure::NoModule, Failure::KeyReused, Failure::KeysFull, Failure::Skipped] {
+    use Failure::{BatchBudget, KeyReused, KeysFull, NoModule, ReplayBudget, Skipped};
+    for failure in [BatchBudget, ReplayBudget, NoModule, KeyReused, KeysFull, Skipped] {
         assert_eq!(record::encode(1, 2, &[3; 16], &CommandReply::Failed(failure)), None);
+    }
+}
+
+#[test]
+fn a_reply_that_is_not_repeated_for_its_size_does_not_pass_for_a_command_that_was_not_run() {
+    let large = || Command { key: Some(1), variant: 0, result: Outcome::Body(33 << 20) };
+    let small = || Command { key: Some(2), variant: 0, result: Outcome::Body(1) };
+    let batch = archived(&[small(), large(), large(), large(), small()]);
+    let batch = Batch::access(&batch).unwrap();
+    let mut sessions = Sessions::default();
+    // First as duplicates in one batch, then all as repetitions.
+    for (number, runs, kinds) in [(1, 2, "MMRFF"), (6, 0, "RRFFF")] {
+        let plan = sessions.plan(batch, 0, &LIMITS).expect("they have keys");
+        let ran = [small(), large()].iter().take(plan.run().len()).map(|c| reply_of(number, &c.result)).collect();
+        assert_eq!(plan.run().len(), runs);
+        let replies = plan.finish(BatchReplies::Each(ran), &mut sessions, 0, number).into_each();
+        let kind = |reply: &CommandReply| match reply {
+            CommandReply::Module(_) => 'M',
+            CommandReply::Replayed(_) => 'R',
+            CommandReply::Failed(Failure::ReplayBudget) => 'F',
+            CommandReply::Failed(other) => panic!("{other}"),
+        };
+        assert_eq!(replies.iter().map(kind).collect::<String>(), kinds);
+        assert_eq!(sessions.keys(), 2, "nothing was kept anew, and nothing was lost");
     }
 }
 
