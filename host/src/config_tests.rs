@@ -79,6 +79,7 @@ fn each_limit_is_obeyed_and_violated() {
     edge.limits.body_bytes_max = 8 * MIB;
     edge.limits.bulk_bytes_max = 16 * MIB;
     edge.limits.queue_bytes_max = 16 * MIB + 32 * KIB;
+    edge.limits.bulk_replies_bytes_max = MIB;
     edge.limits.idle_timeout = Duration::from_millis(100);
     edge.snapshots.log_bytes = 64 * KIB;
     edge.checks = ChecksConfig { audit_interval: Duration::from_millis(10), checkpoint_interval: Duration::ZERO };
@@ -107,6 +108,7 @@ fn each_limit_is_obeyed_and_violated() {
         "queue-bytes-max: 1048576 can't hold one largest request",
         "raise it",
     );
+    refused(|c| c.limits.bulk_replies_bytes_max = MIB - 1, "bulk-replies-bytes-max: 1048575", "1MiB");
     refused(|c| c.limits.header_bytes_max = 100, "header-bytes-max: 100", "8KiB");
     refused(|c| c.limits.connections_max = 0, "connections-max: 0", "at least 1");
     refused(|c| c.limits.request_timeout = Duration::ZERO, "request-timeout: 0s", "100ms");

@@ -205,6 +205,7 @@ fn client_limits(config: &NodeConfig) -> HttpLimits {
     HttpLimits {
         body_bytes_max: limits.body_bytes_max,
         bulk_bytes_max: limits.bulk_bytes_max,
+        bulk_replies_bytes_max: limits.bulk_replies_bytes_max,
         header_bytes_max: limits.header_bytes_max,
         connections_max: limits.connections_max,
         header_read_timeout: limits.header_read_timeout,

@@ -45,6 +45,9 @@ pub struct SettingsArgs {
     /// Bytes of all requests that wait or run [default: 64MiB]
     #[arg(long, env = "RAFTLET_QUEUE_BYTES_MAX", value_name = "SIZE", help_heading = "Limits")]
     pub queue_bytes_max: Option<ByteSize>,
+    /// Bytes of replies to batches that clients have not read yet [default: 256MiB]
+    #[arg(long, env = "RAFTLET_BULK_REPLIES_BYTES_MAX", value_name = "SIZE", help_heading = "Limits")]
+    pub bulk_replies_bytes_max: Option<ByteSize>,
     /// Largest head of a request [default: 32KiB]
     #[arg(long, env = "RAFTLET_HEADER_BYTES_MAX", value_name = "SIZE", help_heading = "Limits")]
     pub header_bytes_max: Option<ByteSize>,
@@ -130,6 +133,9 @@ impl SettingsArgs {
             body_bytes_max: file.pick(self.body_bytes_max, "body-bytes-max", ByteSize(l.body_bytes_max))?.0,
             bulk_bytes_max: file.pick(self.bulk_bytes_max, "bulk-bytes-max", ByteSize(l.bulk_bytes_max))?.0,
             queue_bytes_max: file.pick(self.queue_bytes_max, "queue-bytes-max", ByteSize(l.queue_bytes_max))?.0,
+            bulk_replies_bytes_max: file
+                .pick(self.bulk_replies_bytes_max, "bulk-replies-bytes-max", ByteSize(l.bulk_replies_bytes_max))?
+                .0,
             header_bytes_max: file.pick(self.header_bytes_max, "header-bytes-max", ByteSize(l.header_bytes_max))?.0,
             connections_max: file.pick(self.connections_max, "connections-max", l.connections_max)?,
             request_timeout: *file.pick(self.request_timeout, "request-timeout", l.request_timeout.into())?,
@@ -197,6 +203,7 @@ impl Settings {
             ("body-bytes-max", l.body_bytes_max.to_string()),
             ("bulk-bytes-max", l.bulk_bytes_max.to_string()),
             ("queue-bytes-max", l.queue_bytes_max.to_string()),
+            ("bulk-replies-bytes-max", l.bulk_replies_bytes_max.to_string()),
             ("header-bytes-max", l.header_bytes_max.to_string()),
             ("connections-max", l.connections_max.to_string()),
             ("request-timeout", time(l.request_timeout)),

@@ -14,6 +14,9 @@ pub struct HttpLimits {
     pub bulk_bytes_max: usize,
     /// Bytes of all requests that wait or run; beyond it the answer is 503 with Retry-After.
     pub queue_bytes_max: usize,
+    /// Bytes of finished replies to batches that clients have not read yet. From there on the answer to a batch is 503
+    /// with Retry-After.
+    pub bulk_replies_bytes_max: usize,
     /// Bytes of one request's head; beyond it the answer is 431.
     pub header_bytes_max: usize,
     /// Client connections at the same time; more wait in the listener's backlog.
@@ -35,6 +38,8 @@ impl Default for HttpLimits {
             bulk_bytes_max: 8 * MIB,
             // Two seconds of a slow disk's throughput, and a bound on the memory that waiting clients can cost.
             queue_bytes_max: 64 * MIB,
+            // Four of the largest replies: whoever reads at a usual speed never notices it.
+            bulk_replies_bytes_max: 256 * MIB,
             // Room for cookies and tokens; four times what common web servers allow for one line.
             header_bytes_max: 32 * KIB,
             // About 20 KiB of buffers each: 200 MiB in the worst case.
@@ -75,6 +80,11 @@ impl HttpLimits {
                 "queue-bytes-max: {} can't hold one largest request (body-bytes-max {} + header-bytes-max {}); raise it",
                 self.queue_bytes_max, self.body_bytes_max, self.header_bytes_max
             )
+        })?;
+        // A reply that begins below the limit may end above it, so that any limit lets one through; with less than this
+        // usual clients would refuse each other.
+        must(self.bulk_replies_bytes_max >= MIB, || {
+            format!("bulk-replies-bytes-max: {} is too little; give at least 1MiB", self.bulk_replies_bytes_max)
         })?;
         // The HTTP server's own buffer can't be smaller than 8 KiB.
         must((8 * KIB..=MIB).contains(&self.header_bytes_max), || {

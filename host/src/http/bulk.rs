@@ -1,10 +1,12 @@
 //! `POST /_/batch`: many requests of one client as one request (step 1 of 8 for all of them). What they have to obey is
 //! the same as for single ones (`bulk/check.rs`). Two forms: the archive that goes into the log as it is, and lines of
-//! JSON (`bulk/lines.rs`), archived here once. Replies go back in the form that was asked in (`bulk/replies.rs`).
+//! JSON (`bulk/lines.rs`), archived here once. Replies go back in the form that was asked in (`bulk/replies.rs`), and are
+//! counted until they are sent (`bulk/unread.rs`).
 
 mod check;
 mod lines;
 mod replies;
+mod unread;
 
 use std::panic::resume_unwind;
 
@@ -16,6 +18,7 @@ use hyper::http::request::Parts;
 use raftlet_machine::{Batch, IDEMPOTENCY_KEY};
 
 use self::check::{Bounds, Checked, Fault};
+use self::unread::Unread;
 use super::problem::Problem;
 use super::reply::{self, RAFTLET_INDEX, RAFTLET_TERM, Reply};
 use super::route::{self, Connection};
@@ -61,10 +64,12 @@ pub(super) async fn answer<A: Api>(
     let room = &link.app.room;
     // Kept to the end: what is read and checked beside counts in no other limit yet.
     let (body, _charge) = route::collect(room, body, room.limits.bulk_bytes_max).await?;
+    unread::check(room)?;
     let (heavy, limits) = (body.len() > INLINE_BYTES_MAX, room.limits.clone());
     let accepted = beside(heavy, move || form.accept(body, &limits)).await?;
     let Accepted { archive, count, checked } = accepted;
-    let answer = if checked.queries {
+    let is_query = checked.queries;
+    let answer = if is_query {
         link.app.api.query_batch(archive, count, consistency).await.map_err(|r| Problem::query_refused(&r))?
     } else {
         link.app.api.command_batch(archive, count).await.map_err(|r| Problem::command_refused(&r))?
@@ -74,6 +79,11 @@ pub(super) async fn answer<A: Api>(
     headers.insert(RAFTLET_TERM, HeaderValue::from(answer.term));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(form.of_replies()));
     let body = beside(is_heavy(&answer.replies), move || form.write(answer.replies, &checked)).await;
+    if is_query {
+        // Queries wait for each other, so many may have come in before the replies were too many; nothing is lost.
+        unread::check(room)?;
+    }
+    let body = Unread::body(body, &room.metrics);
     Ok(reply::build(StatusCode::OK, headers, body, false))
 }
 

@@ -12,6 +12,9 @@ pub struct HttpLimits {
     /// Bytes that bodies still being received may hold together. Bodies up to 16 KiB are not counted, the
     /// connections bound them. Over it: 503.
     pub bodies_bytes_max: usize,
+    /// Bytes of replies to batches that are finished and not sent yet. From there on batches get 503; what is under way
+    /// then is finished.
+    pub bulk_replies_bytes_max: usize,
     /// Bytes of request line and headers. Over it: 431. At least 8192.
     pub header_bytes_max: usize,
     /// Header lines of one request. Over it: 431.
@@ -34,6 +37,7 @@ impl Default for HttpLimits {
             body_bytes_max: 1 << 20,
             bulk_bytes_max: 8 << 20,
             bodies_bytes_max: 128 << 20,
+            bulk_replies_bytes_max: 256 << 20,
             header_bytes_max: 32 << 10,
             headers_max: 100,
             connections_max: 10_000,

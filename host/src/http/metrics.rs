@@ -28,6 +28,8 @@ pub struct HttpMetrics {
     requests: [[AtomicU64; 4]; 4],
     /// Gauge: requests whose head has arrived and whose reply is not made yet.
     pub requests_in_flight: AtomicU64,
+    /// Gauge: bytes of replies to batches that are finished and not sent yet. The limit on them goes by it.
+    pub bulk_replies_bytes: AtomicU64,
     /// Gauge.
     pub connections_open: AtomicU64,
     pub connections_accepted: AtomicU64,

@@ -160,6 +160,15 @@ impl Problem {
         Problem { close: true, ..Problem::unavailable("overloaded", "Too much is waiting", detail) }
     }
 
+    /// Of batches. What the client has asked for has not been done.
+    pub(super) fn replies_unread(waiting_bytes: u64, limit_bytes: usize) -> Self {
+        let detail = format!(
+            "replies to batches wait to be read by their clients ({waiting_bytes} bytes wait, {limit_bytes} may); try \
+             again later"
+        );
+        Problem::unavailable("overloaded", "Too much is waiting", detail)
+    }
+
     pub(super) fn body_too_slow() -> Self {
         let detail = "the body came too slowly";
         let status = StatusCode::REQUEST_TIMEOUT;

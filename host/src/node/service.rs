@@ -239,6 +239,7 @@ impl Api for Service {
                 }
             }
             m.connections_open.set(http.connections_open.load(Relaxed));
+            m.bulk_replies_bytes.set(http.bulk_replies_bytes.load(Relaxed));
         }
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &m.registry).expect("a String takes everything");

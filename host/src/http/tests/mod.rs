@@ -3,6 +3,7 @@
 
 mod bulk;
 mod bulk_refusals;
+mod bulk_unread;
 mod hosts_pages;
 mod limits;
 mod protocols;
@@ -86,12 +87,17 @@ impl Node {
     }
 
     /// To all its requests it behaves alike.
-    fn answer_batch(
+    async fn answer_batch(
         &self,
         archive: Bytes,
         count: usize,
         consistency: Option<Consistency>,
     ) -> Result<BatchAnswer, Refusal> {
+        self.inside.fetch_add(1, SeqCst);
+        let _inside = Inside(&self.inside);
+        if matches!(*self.behaviour.lock().unwrap(), Behaviour::Gate) {
+            self.gate.acquire().await.unwrap().forget();
+        }
         let batch = Batch::access(&archive).expect("what reaches the node is an archive");
         assert_eq!(batch.commands.len(), count);
         let echo = |body: &[u8]| Reply {
@@ -135,11 +141,11 @@ impl Api for Node {
     }
 
     async fn command_batch(&self, archive: Bytes, commands: usize) -> Result<BatchAnswer, Refusal> {
-        self.answer_batch(archive, commands, None)
+        self.answer_batch(archive, commands, None).await
     }
 
     async fn query_batch(&self, archive: Bytes, queries: usize, how: Consistency) -> Result<BatchAnswer, Refusal> {
-        self.answer_batch(archive, queries, Some(how))
+        self.answer_batch(archive, queries, Some(how)).await
     }
 
     fn status(&self) -> Status {
