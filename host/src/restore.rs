@@ -53,8 +53,8 @@ pub enum RestoreError {
     Snapshot(#[from] SnapshotError),
     #[error("the snapshot {} has no module: it was taken before the cluster was founded", .0.display())]
     NoModule(PathBuf),
-    #[error("{}: {source}", .path.display())]
-    Io { path: PathBuf, source: io::Error },
+    #[error("{}: {error}", .path.display())]
+    Io { path: PathBuf, error: io::Error },
     #[error("the new log can't be made: {0}")]
     Log(String),
 }
@@ -84,7 +84,7 @@ impl Restore {
         let mut entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(source) => return Err(RestoreError::Io { path: self.dir.clone(), source }),
+            Err(error) => return Err(RestoreError::Io { path: self.dir.clone(), error }),
         };
         match entries.next() {
             None => Ok(true),
@@ -95,7 +95,7 @@ impl Restore {
     async fn fill(&self) -> Result<Restored, RestoreError> {
         let io = |path: &Path| {
             let path = path.to_owned();
-            move |source| RestoreError::Io { path, source }
+            move |error| RestoreError::Io { path, error }
         };
         let snapshots = self.dir.join(SNAPSHOTS);
         fs::create_dir_all(&snapshots).map_err(io(&snapshots))?;

@@ -63,19 +63,25 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let done = match command {
-        Command::Cluster(command) => command.run(),
-        Command::Node(command) => command.run(),
-        Command::Bench(args) => on_this_thread(bench::run(*args)),
-        Command::Module(command) => command.run(),
-        Command::Log(command) => command.run(),
-        Command::Snapshot(command) => command.run(),
-    };
-    match done {
+    match command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            // All causes: the contexts of `anyhow` don't name theirs, and errors of the library, which do, have no source.
             out::complain(format_args!("error: {error:#}"));
             if error.is::<ConfigError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+impl Command {
+    fn run(self) -> anyhow::Result<()> {
+        match self {
+            Command::Cluster(command) => command.run(),
+            Command::Node(command) => command.run(),
+            Command::Bench(args) => on_this_thread(bench::run(*args)),
+            Command::Module(command) => command.run(),
+            Command::Log(command) => command.run(),
+            Command::Snapshot(command) => command.run(),
         }
     }
 }
@@ -123,6 +129,30 @@ mod tests {
         ];
         for line in understood {
             Cli::try_parse_from(line.split(' ')).map(drop).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let file = file.to_str().unwrap();
+        let fails = [
+            format!("raftlet snapshot verify {file}/x"),
+            format!("raftlet snapshot restore {file}/x --dir {file}/y --id 1 --address a:1"),
+            format!("raftlet snapshot restore x --dir {file} --id 1 --address a:1"),
+            format!("raftlet node rejoin --dir {file}"),
+            format!("raftlet cluster stop --dir {file}"),
+            format!("raftlet module check {file}/x"),
+        ];
+        let mut errors: Vec<_> =
+            fails.map(|line| Cli::try_parse_from(line.split(' ')).unwrap().command.run().expect_err(&line)).into();
+        std::fs::create_dir(dir.path().join("lock")).unwrap();
+        errors.push(crate::log::SledLog::hold(dir.path()).map(drop).expect_err("a folder is no lock").into());
+        for error in errors {
+            let told = format!("{error:#}");
+            assert_eq!(told.matches("(os error").count(), 1, "{told}");
         }
     }
 

@@ -89,7 +89,7 @@ impl Group<'_> {
         let mut at = GROUP_HEADER_BYTES;
         while at < self.value.len() {
             let payload = codec::payload_len(&self.value[at..])
-                .map_err(|source| Damage::Entry { index: self.first + records.len() as u64, source })?;
+                .map_err(|error| Damage::Entry { index: self.first + records.len() as u64, error })?;
             let end = usize::try_from(payload).ok().and_then(|payload| at.checked_add(HEADER_BYTES + payload));
             let end = end.filter(|end| *end <= self.value.len()).ok_or(broken("a record is longer than its group"))?;
             records.push(at..end);

@@ -77,7 +77,7 @@ pub struct Report {
 /// What makes it impossible to look inside: there is no log, it is in use, its marker can't be read, or sled refuses its
 /// file. Anything else is in the report.
 pub fn inspect(dir: &Path, range: Range<u64>, mut take: impl FnMut(Found)) -> Result<Report, OpenError> {
-    let io = |source| OpenError::Io { dir: dir.to_owned(), source };
+    let io = |error| OpenError::Io { dir: dir.to_owned(), error };
     let paths = Paths::new(dir);
     let marker = Marker::read(&paths.marker)
         .map_err(|e| OpenError::Marker { path: paths.marker.clone(), why: e.to_string() })?;

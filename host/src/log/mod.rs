@@ -202,7 +202,7 @@ impl SledLog {
             options,
             chunk_bytes: opened.chunk_bytes,
         });
-        let failed = |source| OpenError::Io { dir: dir.to_owned(), source };
+        let failed = |error| OpenError::Io { dir: dir.to_owned(), error };
         let writer = Writer::new(shared.clone(), receiver, start).map_err(failed)?;
         std::thread::Builder::new().name("log-writer".into()).spawn(move || writer.run()).map_err(failed)?;
         Ok(SledLog { shared, queue, queue_budget })
@@ -214,7 +214,7 @@ impl SledLog {
         if !paths.dir.is_dir() {
             return Err(OpenError::Absent(paths.dir));
         }
-        let lock = files::try_lock(&paths.lock).map_err(|source| OpenError::Io { dir: dir.to_owned(), source })?;
+        let lock = files::try_lock(&paths.lock).map_err(|error| OpenError::Io { dir: dir.to_owned(), error })?;
         lock.ok_or(OpenError::Locked(paths.dir))
     }
 

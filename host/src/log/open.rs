@@ -55,8 +55,8 @@ pub enum OpenError {
     Damaged { dir: PathBuf, damage: Damage },
     #[error("the log in {} can't be opened: its files in sled/ can't be read: {why}", .dir.display())]
     Sled { dir: PathBuf, why: String },
-    #[error("the log in {} can't be opened: {source}", .dir.display())]
-    Io { dir: PathBuf, source: io::Error },
+    #[error("the log in {} can't be opened: {error}", .dir.display())]
+    Io { dir: PathBuf, error: io::Error },
 }
 
 fn missing_entries(lost: &Range<u64>) -> String {
@@ -78,7 +78,7 @@ pub(super) struct Opened {
 /// Opens the log in `dir`, or creates one if there is none and `options` allow it.
 pub(super) fn open(dir: &Path, options: &LogOptions) -> Result<Opened, OpenError> {
     options.check().map_err(OpenError::Options)?;
-    let io = |source| OpenError::Io { dir: dir.to_owned(), source };
+    let io = |error| OpenError::Io { dir: dir.to_owned(), error };
     let paths = Paths::new(dir);
     if !dir.exists() {
         if !options.create {
@@ -98,7 +98,7 @@ pub(super) fn open(dir: &Path, options: &LogOptions) -> Result<Opened, OpenError
 }
 
 fn create(paths: &Paths, options: &LogOptions, lock_file: File) -> Result<Opened, OpenError> {
-    let io = |source| OpenError::Io { dir: paths.dir.clone(), source };
+    let io = |error| OpenError::Io { dir: paths.dir.clone(), error };
     // Before anything else, so that a creation that was cut off is known as one: nothing was acknowledged then.
     let marker = Marker::generate(options.segment_bytes, options.chunk_bytes).map_err(io)?;
     marker.write(&paths.marker_creating).map_err(io)?;
@@ -147,7 +147,7 @@ fn create(paths: &Paths, options: &LogOptions, lock_file: File) -> Result<Opened
 }
 
 fn reopen(paths: &Paths, options: &LogOptions, marker: &Marker, lock_file: File) -> Result<Opened, OpenError> {
-    let io = |source| OpenError::Io { dir: paths.dir.clone(), source };
+    let io = |error| OpenError::Io { dir: paths.dir.clone(), error };
     let watermark = check_files(paths, marker)?;
     delete_unfinished_snapshots(&paths.sled).map_err(io)?;
     settle(paths).map_err(io)?;
@@ -196,7 +196,7 @@ pub(super) fn settle(paths: &Paths) -> io::Result<()> {
 /// What must be there before sled is asked: it would make an empty database of a missing file.
 pub(super) fn check_files(paths: &Paths, marker: &Marker) -> Result<Watermark, OpenError> {
     let dir = || paths.dir.clone();
-    let io = |source| OpenError::Io { dir: dir(), source };
+    let io = |error| OpenError::Io { dir: dir(), error };
     let missing = |what| OpenError::DataMissing { dir: dir(), what };
     if marker.format != LAYOUT_VERSION {
         let why = format!("it has format {}, this binary knows {LAYOUT_VERSION}", marker.format);
@@ -228,7 +228,7 @@ fn examine(
     db: &sled::Db,
 ) -> Result<(Stamp, u64, u64, File), OpenError> {
     let dir = || paths.dir.clone();
-    let io = |source| OpenError::Io { dir: dir(), source };
+    let io = |error| OpenError::Io { dir: dir(), error };
     check_identity(paths, marker, db)?;
     let unreadable = |error| match error {
         Unreadable::Damage(damage) => OpenError::Damaged { dir: dir(), damage },

@@ -38,8 +38,8 @@ pub enum Damage {
     Version { index: u64, version: u8 },
     #[error("entry {index}: its record breaks the format: {why}")]
     Format { index: u64, why: &'static str },
-    #[error("entry {index}: {source}")]
-    Entry { index: u64, source: DecodeError },
+    #[error("entry {index}: {error}")]
+    Entry { index: u64, error: DecodeError },
     #[error("commit {commit} in the journal can't be used: {why}")]
     Journal { commit: u64, why: &'static str },
     #[error("the log's value '{0}' is damaged or missing")]

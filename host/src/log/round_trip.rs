@@ -28,6 +28,6 @@ pub fn round_trip(entries: &[Entry]) -> Result<Vec<Entry>, Damage> {
     let group = group::open(&key, &value, first)?;
     let records = group.records()?.into_iter();
     let value = Bytes::copy_from_slice(&value);
-    let decode = |record| codec::decode(value.slice(record)).map_err(|source| Damage::Entry { index: first, source });
+    let decode = |record| codec::decode(value.slice(record)).map_err(|error| Damage::Entry { index: first, error });
     records.map(decode).collect()
 }

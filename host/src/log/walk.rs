@@ -173,7 +173,7 @@ impl Walk {
 }
 
 fn decode(record: Bytes, index: u64) -> Result<Entry, Damage> {
-    let entry = codec::decode(record).map_err(|source| Damage::Entry { index, source })?;
+    let entry = codec::decode(record).map_err(|error| Damage::Entry { index, error })?;
     if entry.log_id.index != index {
         return Err(Damage::Format { index, why: "the entry's index is not its record's" });
     }

@@ -63,15 +63,15 @@ pub enum IdentityError {
     NoIdentity { path: PathBuf },
     #[error("{path} can't be read as a node's identity: {why}")]
     Damaged { path: PathBuf, why: String },
-    #[error("{path}: {source}")]
-    Io { path: PathBuf, source: io::Error },
+    #[error("{path}: {error}")]
+    Io { path: PathBuf, error: io::Error },
 }
 
 impl Identity {
     /// Reads the folder's identity, or makes one if the folder is empty or absent. `ours` are names that may be
     /// there before the identity is (the launcher's log and pid).
     pub fn open(dir: &Path, node: NodeId, ours: &[&str]) -> Result<Identity, IdentityError> {
-        let io = |source| IdentityError::Io { path: dir.to_owned(), source };
+        let io = |error| IdentityError::Io { path: dir.to_owned(), error };
         create_durably(dir).map_err(io)?;
         match Identity::read(dir) {
             Ok(found) => {
@@ -80,7 +80,7 @@ impl Identity {
                 }
                 Ok(found)
             }
-            Err(IdentityError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Err(IdentityError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
                 for entry in fs::read_dir(dir).map_err(io)? {
                     let name = entry.map_err(io)?.file_name();
                     // A temporary identity is what a crash within `save` leaves.
@@ -100,7 +100,7 @@ impl Identity {
     pub fn read(dir: &Path) -> Result<Identity, IdentityError> {
         let path = dir.join(FILE);
         let damaged = |why: String| IdentityError::Damaged { path: path.clone(), why };
-        let bytes = fs::read(&path).map_err(|source| IdentityError::Io { path: path.clone(), source })?;
+        let bytes = fs::read(&path).map_err(|error| IdentityError::Io { path: path.clone(), error })?;
         let found: Identity = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
         match found.format {
             FORMAT => Ok(found),

@@ -94,7 +94,7 @@ impl Source {
         let adopted = tokio::task::spawn_blocking(move || snapshots.adopt(incoming)).await;
         let file = match adopted {
             Ok(Ok(file)) => file,
-            Ok(Err(SnapshotError::Io { source, .. })) => return Err(FetchError::Local(source.to_string())),
+            Ok(Err(SnapshotError::Io { error, .. })) => return Err(FetchError::Local(error.to_string())),
             Ok(Err(e @ SnapshotError::Obsolete { .. })) => return Err(FetchError::Local(e.to_string())),
             Ok(Err(e)) => return Err(FetchError::Damaged { node: self.node, name, why: e.to_string() }),
             Err(e) => return Err(FetchError::Local(e.to_string())),

@@ -57,8 +57,8 @@ pub struct Caller {
 pub enum DialError {
     #[error("node {0} did not answer in time")]
     Timeout(NodeId),
-    #[error("node {node} at {address}: {source}")]
-    Io { node: NodeId, address: String, source: std::io::Error },
+    #[error("node {node} at {address}: {error}")]
+    Io { node: NodeId, address: String, error: std::io::Error },
     #[error("node {node} at {address} does not speak {PROTOCOL}: {why}")]
     Protocol { node: NodeId, address: String, why: String },
     #[error("node {node} refused: {why}")]
@@ -108,7 +108,7 @@ impl Peers {
         identity: Option<u64>,
     ) -> Result<(FrameReader, FrameWriter, Caller), DialError> {
         let address_owned = || address.to_owned();
-        let io = |source| DialError::Io { node: target, address: address_owned(), source };
+        let io = |error| DialError::Io { node: target, address: address_owned(), error };
         let protocol = |why: String| DialError::Protocol { node: target, address: address_owned(), why };
         let stream = TcpStream::connect(address).await.map_err(io)?;
         stream.set_nodelay(true).map_err(io)?;

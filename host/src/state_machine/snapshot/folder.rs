@@ -78,7 +78,7 @@ impl Snapshots {
     /// The folder or a file can't be read or renamed, or a file is of a newer format. Damage is no error.
     pub fn open(node_dir: &Path) -> Result<Arc<Snapshots>, SnapshotError> {
         let dir = node_dir.join(FOLDER);
-        let io = |source| SnapshotError::Io { path: dir.clone(), source };
+        let io = |error| SnapshotError::Io { path: dir.clone(), error };
         if !dir.exists() {
             fs::create_dir(&dir).and_then(|()| sync_folder(node_dir)).map_err(io)?;
         }
@@ -170,8 +170,8 @@ impl Snapshots {
     fn build_unless(&self, state: &Published, damaged: Option<&Path>) -> Result<SnapshotFile, SnapshotError> {
         let _one_at_a_time = lock(&self.building);
         let Some(header) = Header::of(state) else {
-            let source = io::Error::new(io::ErrorKind::InvalidInput, "an empty state has no snapshot");
-            return Err(SnapshotError::Io { path: self.dir.clone(), source });
+            let error = io::Error::new(io::ErrorKind::InvalidInput, "an empty state has no snapshot");
+            return Err(SnapshotError::Io { path: self.dir.clone(), error });
         };
         if let Some(same) = lock(&self.kept)
             .iter()
@@ -182,7 +182,7 @@ impl Snapshots {
         let name = file_name(header.last, header.id);
         let building = self.dir.join(format!("{name}{BUILDING}"));
         let meta = header.meta();
-        let io = |source| SnapshotError::Io { path: building.clone(), source };
+        let io = |error| SnapshotError::Io { path: building.clone(), error };
         self.check_room(self.expected_bytes(state)).map_err(io)?;
         let result = write_unnamed(&building, Some(self.room.clone()), |out| {
             write_state(out, header, state).map_err(ReadError::Io)
@@ -227,7 +227,7 @@ impl Snapshots {
             let _ = rustix::process::nice(NICENESS);
             let _ = tx.send(snapshots.build_unless(&state, damaged.as_deref()));
         };
-        let io = |source| SnapshotError::Io { path: self.dir.clone(), source };
+        let io = |error| SnapshotError::Io { path: self.dir.clone(), error };
         std::thread::Builder::new().name("snapshot".into()).spawn(build).map_err(io)?;
         rx.await.unwrap_or_else(|_| Err(io(io::Error::other("the thread that wrote it panicked"))))
     }
@@ -273,7 +273,7 @@ impl Snapshots {
     /// `Damaged`: the partial file was deleted, so that the next fetch begins anew. `Obsolete`: two newer ones are kept.
     pub fn adopt(&self, incoming: Incoming) -> Result<SnapshotFile, SnapshotError> {
         let Incoming { name, path: partial, file, .. } = incoming;
-        let io = |source| SnapshotError::Io { path: partial.clone(), source };
+        let io = |error| SnapshotError::Io { path: partial.clone(), error };
         adopting().map_err(io)?;
         let checked = check_file(&file, &partial, &name);
         if let Err(SnapshotError::Damaged { .. }) = &checked {

@@ -95,8 +95,8 @@ pub struct Summary {
 
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
-    #[error("the snapshot {}: {source}", .path.display())]
-    Io { path: PathBuf, source: io::Error },
+    #[error("the snapshot {}: {error}", .path.display())]
+    Io { path: PathBuf, error: io::Error },
     #[error("the snapshot {} is damaged: {why}", .path.display())]
     Damaged { path: PathBuf, why: String },
     #[error("the snapshot {} has format version {found}; this binary knows {known}; use a newer one", .path.display(), known = VERSION)]
@@ -197,7 +197,7 @@ pub fn file_name(last: LogId, id: u32) -> String {
 }
 
 fn open(path: &Path) -> Result<File, SnapshotError> {
-    File::open(path).map_err(|source| SnapshotError::Io { path: path.into(), source })
+    File::open(path).map_err(|error| SnapshotError::Io { path: path.into(), error })
 }
 
 fn reader(file: &File) -> Result<Reader<BufReader<FromStart<'_>>>, ReadError> {

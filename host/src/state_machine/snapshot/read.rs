@@ -80,7 +80,7 @@ impl ReadError {
         match self {
             ReadError::Damaged(why) => SnapshotError::Damaged { path, why },
             ReadError::Version(found) => SnapshotError::Version { path, found },
-            ReadError::Io(source) => SnapshotError::Io { path, source },
+            ReadError::Io(error) => SnapshotError::Io { path, error },
         }
     }
 }
