@@ -6,6 +6,8 @@
 //! On other targets than Wasm the same code runs over a map in memory ([`TestHost`]), so that a module can be tested
 //! with plain `cargo test`.
 
+#[cfg(any(test, target_arch = "wasm32"))]
+mod allocator;
 #[doc(hidden)]
 pub mod bindings;
 mod context;
@@ -20,7 +22,7 @@ mod test_host;
 pub use bindings::raftlet::machine::log::Level;
 pub use bindings::raftlet::machine::store::Entry;
 pub use context::Context;
-pub use request::{MalformedEncoding, percent_decode, percent_encode};
+pub use request::{MalformedEncoding, percent_decode, percent_decode_into, percent_encode};
 pub use store::{KeyRange, Store, StoreView};
 #[cfg(not(target_arch = "wasm32"))]
 pub use test_host::TestHost;
@@ -91,3 +93,7 @@ macro_rules! export {
         const _: fn() -> $crate::guest::TestHost<$machine> = Default::default;
     };
 }
+
+#[cfg(target_arch = "wasm32")]
+#[global_allocator]
+static ALLOCATOR: allocator::Allocator = allocator::Allocator::new();

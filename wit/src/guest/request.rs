@@ -91,17 +91,19 @@ impl Request {
 /// `a%2Fb` to `a/b`. Any bytes may come out.
 pub fn percent_decode(text: &[u8]) -> Result<Vec<u8>, MalformedEncoding> {
     let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.iter();
-    while let Some(&byte) = rest.next() {
-        if byte != b'%' {
-            out.push(byte);
-            continue;
-        }
-        let mut digit = || rest.next().and_then(|&d| char::from(d).to_digit(16)).ok_or(MalformedEncoding);
-        let (high, low) = (digit()?, digit()?);
-        out.push((high * 16 + low) as u8);
+    percent_decode_into(text, &mut out).map(|()| out)
+}
+
+/// The same, behind what is in `out` already. After an error part of it is there.
+pub fn percent_decode_into(mut text: &[u8], out: &mut Vec<u8>) -> Result<(), MalformedEncoding> {
+    while let Some(at) = text.iter().position(|&byte| byte == b'%') {
+        out.extend_from_slice(&text[..at]);
+        let digit = |at| text.get(at).and_then(|&d| char::from(d).to_digit(16)).ok_or(MalformedEncoding);
+        out.push((digit(at + 1)? * 16 + digit(at + 2)?) as u8);
+        text = &text[at + 3..];
     }
-    Ok(out)
+    out.extend_from_slice(text);
+    Ok(())
 }
 
 /// Everything but letters, digits and `-._~` becomes `%XX`: safe in a path, in a query and in JSON.

@@ -12,7 +12,7 @@ pub mod guest {
     use std::ops::Deref;
 
     pub use super::test_host::TestHost;
-    pub use machine::guest::{Context, Entry, KeyRange, Route, percent_decode, percent_encode};
+    pub use machine::guest::{Context, Entry, KeyRange, Route, percent_decode, percent_decode_into, percent_encode};
     use machine::{ArchivedBatch, ArchivedRequest, Replies, Reply};
 
     /// The store behind the imports.
