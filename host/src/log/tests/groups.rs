@@ -197,7 +197,8 @@ async fn a_group_that_is_cut_and_purged_at_once_is_gone() {
     truncation.await.unwrap().unwrap();
     purge.await.unwrap().unwrap();
     assert_eq!(gate.passed(), 3);
-    assert_eq!(group_keys(&log), [0; 0], "neither what was cut off nor what was purged");
+    // Neither what was cut off nor what was purged; the writer deletes when it has nothing else to do.
+    until_groups_are(&log, &[]).await;
     assert_holds(dir.path(), log, &[]).await;
 }
 
