@@ -16,6 +16,8 @@ use prometheus_client::registry::{Registry, Unit};
 pub enum SealReason {
     /// No batch of this node was on its way.
     Idle,
+    /// One was, with no more commands.
+    Overlap,
     Ops,
     Bytes,
     Delay,
@@ -149,8 +151,8 @@ impl Default for Metrics {
             registry: Registry::default(),
         };
         let m = &metrics;
-        use SealReason::{Bulk, Bytes, Delay, Idle, Ops, Shutdown, Single};
-        for reason in [Idle, Ops, Bytes, Delay, Single, Shutdown, Bulk] {
+        use SealReason::{Bulk, Bytes, Delay, Idle, Ops, Overlap, Shutdown, Single};
+        for reason in [Idle, Overlap, Ops, Bytes, Delay, Single, Shutdown, Bulk] {
             // There from the start, so that a reader can tell nothing from not known.
             let _ = m.sealed.get_or_create(&Sealed { reason });
         }

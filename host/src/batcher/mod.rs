@@ -1,7 +1,7 @@
 //! Step 2 of 8: group commit. Requests wait in one queue; a batch is sealed when no batch of this node is on its way
-//! (the pipe is idle), else at `max_ops`, `max_bytes` or `max_delay`. So one client waits for nothing but its commit,
-//! and with many clients batches grow by themselves. A batch that a client made goes on as it is, at once. Step 8 ends in `tickets.rs`, where replies find their requests.
-//! Never looks at a reply, never knows the log. Next: `raft/proposals.rs`.
+//! (the pipe is idle), or one with no more commands, else at `max_ops`, `max_bytes` or `max_delay`. So one client waits
+//! for nothing but its commit, and with many batches grow by themselves. A batch that a client made goes on as it is, at
+//! once. Step 8 ends in `tickets.rs`. Never looks at a reply, never knows the log. Next: `raft/proposals.rs`.
 
 mod reads;
 mod tickets;
@@ -257,14 +257,14 @@ impl<P: Propose> Sealer<P> {
                     Some(more) => self.take(more),
                     None => return,
                 },
-                () = self.tickets.pipe_idle(), if self.waits_for_pipe() => {}
+                () = self.tickets.room_in_pipe(self.queue.len()), if self.waits_for_pipe() => {}
                 () = tokio::time::sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {}
                 () = self.room.close.notified() => {}
             }
         }
     }
 
-    /// An idle pipe would seal what is queued.
+    /// Room in the pipe would seal what is queued.
     fn waits_for_pipe(&self) -> bool {
         self.config.mode == Batching::Adaptive && !self.queue.is_empty() && self.gather.is_none()
     }
@@ -309,6 +309,8 @@ impl<P: Propose> Sealer<P> {
         } else if self.config.mode == Batching::Adaptive && self.tickets.is_pipe_idle() {
             self.gather = self.tickets.gather_until(self.queue.len());
             self.gather.is_none().then_some(SealReason::Idle)
+        } else if self.config.mode == Batching::Adaptive && self.tickets.may_overlap(self.queue.len()) {
+            Some(SealReason::Overlap)
         } else {
             None
         }

@@ -95,7 +95,8 @@ impl Bench {
     fn sealed_by(&self, reason: &str) -> bool {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.metrics.registry).unwrap();
-        text.contains(&format!("reason=\"{reason}\""))
+        let value = text.split(&format!("reason=\"{reason}\"}} ")).nth(1).expect("every reason is there");
+        !value.starts_with("0\n")
     }
 }
 
@@ -172,6 +173,42 @@ async fn clients_that_were_just_answered_are_waited_for_but_no_longer_than_two_c
     let _alone = b.submit(b"");
     b.settle().await;
     assert_eq!(b.sizes(), [1, 3, 1, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_many_clients_the_half_that_waits_overlaps_with_the_half_that_is_on_its_way() {
+    let b = Bench::new(|c| {
+        c.max_ops = 1_000;
+        c.max_delay = Duration::from_secs(1);
+    });
+    let mut tasks = vec![b.submit(b"")];
+    b.settle().await;
+    tasks.extend((0..15).map(|_| b.submit(b"")));
+    b.settle().await;
+    assert_eq!(b.sizes(), [1], "so few are better served by one commit after the other");
+    b.apply(0);
+    b.settle().await;
+    tasks.extend((0..17).map(|_| b.submit(b"")));
+    b.settle().await;
+    assert_eq!(b.sizes(), [1, 15, 17], "as soon as sixteen and no fewer than on their way wait");
+    assert!(b.sealed_by("Overlap"));
+    tasks.extend((0..49).map(|_| b.submit(b"")));
+    b.settle().await;
+    assert_eq!(b.sizes(), [1, 15, 17], "two batches fill the pipe");
+    b.apply(1);
+    b.settle().await;
+    assert_eq!(b.sizes(), [1, 15, 17, 49], "room in the pipe is seen without a new command");
+    tasks.extend((0..48).map(|_| b.submit(b"")));
+    b.apply(2);
+    b.settle().await;
+    assert_eq!(b.sizes(), [1, 15, 17, 49], "fewer than on their way");
+    b.apply(3);
+    b.settle().await;
+    assert_eq!(b.sizes(), [1, 15, 17, 49, 48]);
+    b.apply(4);
+    for task in tasks {
+        task.await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

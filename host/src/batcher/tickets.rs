@@ -16,6 +16,10 @@ use crate::raft::types::{BatchId, LogId, NodeId};
 /// The wait for returning clients lasts at most this many commits. `max_delay` bounds it too.
 const GATHER_COMMITS: u32 = 2;
 
+/// A second batch goes on its way beside the first with at least this many commands. Fewer are better served by one
+/// commit after the other: what a commit costs hardly depends on their number.
+const OVERLAP_MIN: usize = 16;
+
 /// What became of a batch that was handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
@@ -29,7 +33,7 @@ pub struct Tickets {
     node: NodeId,
     boot: u64,
     open: Mutex<Open>,
-    emptied: Notify,
+    closed: Notify,
 }
 
 /// Who waits for the replies of a batch.
@@ -71,6 +75,8 @@ struct Open {
     /// Of these, those whose batches were gathered here. Only they count for the gathering: a client that sends whole
     /// batches waits for nobody, and nobody for it.
     gathered: usize,
+    /// The commands in these.
+    commands: usize,
     next_sequence: u64,
     /// Of the newest entry that was applied.
     term: u64,
@@ -80,6 +86,12 @@ struct Open {
     closed: Option<Instant>,
     /// Running mean of the time from seal to answer, of gathered batches.
     commit: Duration,
+}
+
+impl Open {
+    fn may_overlap(&self, waiting: usize) -> bool {
+        self.gathered == 1 && waiting >= self.commands.max(OVERLAP_MIN)
+    }
 }
 
 struct Ticket {
@@ -114,7 +126,7 @@ impl Ticket {
 impl Tickets {
     /// `boot`: random, of this start.
     pub fn new(node: NodeId, boot: u64) -> Arc<Tickets> {
-        Arc::new(Tickets { node, boot, open: Mutex::default(), emptied: Notify::new() })
+        Arc::new(Tickets { node, boot, open: Mutex::default(), closed: Notify::new() })
     }
 
     /// The id of one of this node's batches.
@@ -127,8 +139,9 @@ impl Tickets {
         let mut open = self.lock();
         let sequence = open.next_sequence;
         open.next_sequence += 1;
-        if let Waiters::Each(_) = waiters {
+        if let Waiters::Each(each) = &waiters {
             open.gathered += 1;
+            open.commands += each.len();
             open.answered = 0;
         }
         let issued = Instant::now();
@@ -184,8 +197,16 @@ impl Tickets {
         (waiting < open.answered && Instant::now() < until).then_some(until)
     }
 
-    pub(super) async fn pipe_idle(&self) {
-        self.until(|open| open.gathered == 0).await;
+    /// With one batch on its way and this many commands waiting: they are half of all, so they don't wait for the other
+    /// half. While one half is being committed, the clients of the other are served; else all would be served, then all
+    /// committed, and the processors wait in between.
+    pub(super) fn may_overlap(&self, waiting: usize) -> bool {
+        self.lock().may_overlap(waiting)
+    }
+
+    /// Until the pipe is idle or this many commands may go on their way beside what is in it.
+    pub(super) async fn room_in_pipe(&self, waiting: usize) {
+        self.until(|open| open.gathered == 0 || open.may_overlap(waiting)).await;
     }
 
     /// Until no batch of this node is on its way at all.
@@ -196,29 +217,28 @@ impl Tickets {
     async fn until(&self, condition: impl Fn(&Open) -> bool) {
         loop {
             // Created before the check, so that no notification falls between.
-            let emptied = self.emptied.notified();
+            let closed = self.closed.notified();
             if condition(&self.lock()) {
                 return;
             }
-            emptied.await;
+            closed.await;
         }
     }
 
     fn close(&self, sequence: u64) -> Option<Ticket> {
-        let (ticket, empty) = {
+        let ticket = {
             let mut open = self.lock();
             let ticket = open.tickets.remove(&sequence);
             if let Some(Ticket { waiters: Waiters::Each(waiters), issued, .. }) = &ticket {
                 open.gathered -= 1;
+                open.commands -= waiters.len();
                 open.answered += waiters.len();
                 open.closed = Some(Instant::now());
                 open.commit = (open.commit * 7 + issued.elapsed()) / 8;
             }
-            (ticket, open.gathered == 0)
+            ticket
         };
-        if empty {
-            self.emptied.notify_waiters();
-        }
+        self.closed.notify_waiters();
         ticket
     }
 
