@@ -1,6 +1,6 @@
 //! The leader's side of step 3 of 8: batches of all nodes, proposed in rounds. While a round is being committed the
 //! next one gathers, so that the batches of all nodes share one sync and one message to each follower instead of
-//! taking turns. A lone batch waits for nothing. Next: `log/` (driven by openraft).
+//! taking turns. It goes while the last one is applied. A lone batch waits for nothing. Next: `log/` (driven by openraft).
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -49,7 +49,7 @@ pub struct Rounds {
     seen: BTreeMap<NodeId, Instant>,
 }
 
-/// Batches that were proposed and are not applied yet.
+/// Batches that were proposed and are not committed yet.
 #[derive(Default)]
 struct UnderWay {
     batches: AtomicUsize,
@@ -78,7 +78,7 @@ impl UnderWay {
         pace.ended = None;
     }
 
-    /// One batch is applied or refused. With the last one the round ends.
+    /// One batch is committed or refused. With the last one the round ends.
     fn done(&self) {
         if self.batches.fetch_sub(1, Relaxed) == 1 {
             let now = Instant::now();
@@ -182,14 +182,16 @@ impl Rounds {
         let Stamp { index, digest } = (self.stamp)();
         let time_ms = self.clocks.stamp_ms(self.voters());
         let envelope = Envelope { kind, id, time_ms, stamp_index: index, stamp_digest: digest };
-        let (responder, completed) = ProgressResponder::complete_only();
+        let (responder, committed, completed) = ProgressResponder::new();
         self.under_way.batches.fetch_add(1, Relaxed);
         let write = self.raft.write(Proposal { envelope, bytes }).with_leader(term_id(term)).responder(responder);
         write.await.map_err(|_| ())?;
         let under_way = self.under_way.clone();
         tokio::spawn(async move {
-            let result = completed.await;
+            // What isn't committed ends without this word.
+            let _ = committed.await;
             under_way.done();
+            let result = completed.await;
             // Success is seen when the entry is applied. Only this error says that nothing was logged.
             if let Ok(Err(ClientWriteError::ForwardToLeader(_))) = result {
                 on_refusal();
