@@ -118,11 +118,13 @@ pub fn all() -> Vec<Scenario> {
         },
         Scenario {
             name: "overload",
-            about: "twice what it can take, for 30 s: what is offered beyond that is refused",
+            about: "twice what it can take, for 30 s, three times: what is offered beyond that is refused; 100,000 keys",
             runs: vec![
-                run("the peak", THREE, "peak", 1_000, ""),
-                // `TWICE` is replaced with twice what the run before did.
-                Run { seconds: Some(30), ..run("twice that", THREE, "overload", 1_000, "--rate TWICE") },
+                run("the peak", THREE, "peak", 1_000, "--keys 100000"),
+                // `TWICE` is replaced with twice what the first run did.
+                Run { seconds: Some(30), ..run("twice that", THREE, "overload", 1_000, "--keys 100000 --rate TWICE") },
+                Run { seconds: Some(30), ..run("again", THREE, "overload", 1_000, "--keys 100000 --rate TWICE") },
+                Run { seconds: Some(30), ..run("and again", THREE, "overload", 1_000, "--keys 100000 --rate TWICE") },
             ],
             rounds_max: 1,
         },

@@ -97,6 +97,9 @@ pub struct BenchArgs {
     /// Bytes of each value
     #[arg(long, default_value_t = 100)]
     value_bytes: usize,
+    /// Write to N keys in turn, so that the state doesn't grow, instead of each write to a new key
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    keys: Option<u64>,
     /// Share of reads; each reads a key that its client has written before
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
     read_percent: u8,
@@ -143,6 +146,9 @@ impl BenchArgs {
         if self.read_percent > 0 && (self.bulk > 1 || self.rate.is_some()) {
             bail!("--bulk and --rate are for writes; leave --read-percent out");
         }
+        if self.keys.is_some() && (self.read_percent > 0 || self.verify) {
+            bail!("with --keys writes replace each other; leave --read-percent and --verify out");
+        }
         if self.rate.is_some() && (self.verify || self.retry) {
             bail!("--rate sends what may be refused; leave --verify and --retry out");
         }
@@ -164,8 +170,8 @@ impl BenchArgs {
             Way::Batched { connections } => ("raftlet", "batched", Some(connections)),
             Way::Etcd { connections } => ("etcd", "grpc", Some(connections)),
         };
-        let BenchArgs { clients, value_bytes, read_percent, bulk, rate, .. } = *self;
-        Setup { target, client, clients, connections, value_bytes, read_percent, bulk, rate }
+        let BenchArgs { clients, value_bytes, read_percent, bulk, rate, keys, .. } = *self;
+        Setup { target, client, clients, connections, value_bytes, read_percent, bulk, rate, keys }
     }
 }
 
@@ -229,7 +235,8 @@ fn launch(home: &Path, settings: Settings) -> anyhow::Result<Cluster> {
 
 async fn measure(args: &BenchArgs, urls: &[Url]) -> anyhow::Result<()> {
     let seed = args.seed.unwrap_or_else(random_seed);
-    let workload = Workload { seed, value_bytes: args.value_bytes, read_percent: args.read_percent };
+    let BenchArgs { value_bytes, read_percent, keys, .. } = *args;
+    let workload = Workload { seed, value_bytes, read_percent, keys };
     if !args.json {
         let Setup { target, client, clients, value_bytes, read_percent, .. } = args.setup();
         let work = match args.duration {

@@ -46,6 +46,8 @@ pub struct Setup {
     pub bulk: u64,
     /// Requests that were sent each second, whether or not they were answered. None: closed loop.
     pub rate: Option<u64>,
+    /// Keys that were written to in turn. None: each write had a new one.
+    pub keys: Option<u64>,
 }
 
 /// Microseconds.
@@ -229,7 +231,7 @@ mod tests {
         let object = serde_json::to_value(report()).unwrap();
         assert_eq!(
             names(&object),
-            "bulk client clients connections errors latency_us mean_batch ops ops_per_second rate read_percent refused \
+            "bulk client clients connections errors keys latency_us mean_batch ops ops_per_second rate read_percent refused \
              retries seconds target value_bytes verified"
         );
         assert_eq!(names(&object["latency_us"]), "max mean p50 p90 p99 p999");

@@ -12,6 +12,8 @@ pub struct Workload {
     pub value_bytes: usize,
     /// 0 to 100.
     pub read_percent: u8,
+    /// Writes go to so many keys in turn; none: each to a new one.
+    pub keys: Option<u64>,
 }
 
 impl Workload {
@@ -20,10 +22,11 @@ impl Workload {
         mix(self.seed ^ mix(op)) % 100 < u64::from(self.read_percent)
     }
 
-    /// The path of the key that operation `op` writes; no two operations and no two seeds share one.
+    /// The path of the key that operation `op` writes; no two seeds share one, nor do two operations but by `keys`.
     pub fn path(&self, op: u64, into: &mut String) {
+        let key = self.keys.map_or(op, |keys| op % keys);
         into.clear();
-        write!(into, "/kv/bench-{:016x}-{op}", self.seed).expect("writing to a string can't fail");
+        write!(into, "/kv/bench-{:016x}-{key}", self.seed).expect("writing to a string can't fail");
     }
 
     /// The same as a string of its own.
@@ -62,7 +65,7 @@ pub fn mix(n: u64) -> u64 {
 mod tests {
     use super::*;
 
-    const WORKLOAD: Workload = Workload { seed: 7, value_bytes: 100, read_percent: 30 };
+    const WORKLOAD: Workload = Workload { seed: 7, value_bytes: 100, read_percent: 30, keys: None };
 
     #[test]
     fn values_are_reproducible_and_distinct() {
@@ -100,5 +103,7 @@ mod tests {
         assert_eq!(a, "/kv/bench-0000000000000007-1");
         WORKLOAD.path(11, &mut b);
         assert_ne!(a, b);
+        Workload { keys: Some(10), ..WORKLOAD }.path(11, &mut b);
+        assert_eq!(a, b);
     }
 }
