@@ -1,6 +1,6 @@
 //! Step 2 of 8: group commit. Requests wait in one queue; a batch is sealed when no batch of this node is on its way
 //! (the pipe is idle), or one with no more commands, else at `max_ops`, `max_bytes` or `max_delay`. So one client waits
-//! for nothing but its commit, and with many batches grow by themselves. A batch that a client made goes on as it is, at
+//! for nothing but its commit, and with many clients batches grow. A batch that a client made goes on as it is, at
 //! once. Step 8 ends in `tickets.rs`. Never looks at a reply, never knows the log. Next: `raft/proposals.rs`.
 
 mod reads;

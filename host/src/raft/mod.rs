@@ -53,6 +53,10 @@ pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
 /// Entries in one message, at most; the log caps their bytes.
 const APPEND_ENTRIES_MAX: u64 = 512;
+/// Advances of the commit index that may wait to be applied. Beyond, openraft's core waits: it neither logs nor votes. One
+/// takes some bytes; what the entries take is bounded by the nodes' queues. A batch may be applied for seconds, while a
+/// thousand others are committed.
+const APPLIES_WAITING_MAX: u64 = 65_536;
 
 /// Who leads, as this node knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,6 +145,7 @@ impl Consensus {
             enable_leader_restore: Some(false),
             // A node that was cut off must not force an election when it comes back.
             enable_pre_vote: Some(true),
+            state_machine_channel_size: Some(APPLIES_WAITING_MAX),
             ..openraft::Config::default()
         };
         let peers = Arc::new(Peers::new(dir.clone(), identity, addresses));

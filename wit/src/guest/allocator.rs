@@ -55,7 +55,7 @@ impl Allocator {
         // SAFETY: nobody else has the state: there is one thread, and System doesn't call back.
         let state = unsafe { &mut *self.state.get() };
         if state.bytes_left < bytes {
-            // What is left of the old chunk is lost, less than one block.
+            state.keep_rest();
             let (chunk, length) = if state.next.is_null() {
                 (self.arena.get().cast::<u8>(), ARENA_BYTES)
             } else {
@@ -71,6 +71,25 @@ impl Allocator {
         state.next = block.wrapping_add(bytes);
         state.bytes_left -= bytes;
         block
+    }
+}
+
+impl State {
+    /// What is left of a chunk becomes free blocks, the largest first.
+    fn keep_rest(&mut self) {
+        while self.bytes_left >= STEP {
+            let small = self.bytes_left < 2 * SMALL_MAX;
+            let class = if small {
+                self.bytes_left.min(SMALL_MAX) / STEP - 1
+            } else {
+                (SMALL_CLASSES + (self.bytes_left / SMALL_MAX).ilog2() as usize - 1).min(CLASSES - 1)
+            };
+            // SAFETY: so many bytes are left, and nobody else has them.
+            unsafe { self.next.cast::<*mut u8>().write(self.free[class]) };
+            self.free[class] = self.next;
+            self.next = self.next.wrapping_add(block_bytes(class));
+            self.bytes_left -= block_bytes(class);
+        }
     }
 }
 
@@ -147,6 +166,28 @@ mod tests {
         }
         assert_eq!(class(Layout::from_size_align(BLOCK_MAX + 1, 1).unwrap()), None);
         assert_eq!(class(Layout::from_size_align(1, STEP * 2).unwrap()), None);
+    }
+
+    #[test]
+    fn the_rest_of_a_chunk_is_used() {
+        let allocator = Box::new(Allocator::new());
+        for rest in [16, 32, 1_008, 1_024, 1_040, 2_032, 2_048, 2_064, 65_552, BLOCK_MAX - 16] {
+            let mut chunk = vec![0_u128; rest / STEP];
+            let state = unsafe { &mut *allocator.state.get() };
+            (state.next, state.bytes_left) = (chunk.as_mut_ptr().cast(), rest);
+            state.keep_rest();
+            assert_eq!(state.bytes_left, 0, "of {rest}");
+            let (mut bytes, range) = (0, chunk.as_mut_ptr_range());
+            for class in 0..CLASSES {
+                while !state.free[class].is_null() {
+                    let block = state.free[class];
+                    assert!(range.contains(&block.cast()) && (block as usize).is_multiple_of(STEP));
+                    state.free[class] = unsafe { block.cast::<*mut u8>().read() };
+                    bytes += block_bytes(class);
+                }
+            }
+            assert_eq!(bytes, rest);
+        }
     }
 
     /// Blocks that are held, each full of bytes of its own.
