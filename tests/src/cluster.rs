@@ -358,7 +358,7 @@ impl Cluster {
     pub fn wait_converged(&self) -> String {
         let running = self.nodes.iter().filter(|n| n.process.is_some() && !n.paused).count();
         let mut seen: HashMap<u64, (u64, String)> = HashMap::new();
-        wait::until("all running nodes have applied the same index", ELECT_WITHIN, || {
+        let converged = wait::poll(ELECT_WITHIN, || {
             let statuses = self.statuses();
             for s in &statuses {
                 let (Some(index), Some(shown)) = (s.applied_index, &s.state_digest) else { continue };
@@ -368,7 +368,8 @@ impl Cluster {
             let first = statuses.first()?;
             let same = |s: &Status| s.applied_index == first.applied_index && s.last_log_index == s.applied_index;
             (statuses.len() == running && statuses.iter().all(same)).then(|| first.state_digest.clone())?
-        })
+        });
+        converged.unwrap_or_else(|| panic!("not all of {running} nodes applied the same index: {:#?}", self.statuses()))
     }
 
     fn node(&self, id: u64) -> &Node {
