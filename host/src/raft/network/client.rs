@@ -26,7 +26,7 @@ use super::super::types::{Member, NodeId, SnapshotFile, TypeConfig, Vote};
 use super::frame::{FrameReader, FrameWriter, Outgoing};
 use super::handshake::Peers;
 use super::message::{Answer, Call, Message, invalid};
-use super::pipeline::{Pipeline, Requests};
+use super::pipeline::{Closing, Pipeline, Requests};
 use super::snapshots::{Offer, Serving};
 
 /// A follower that owes an answer and is silent for this long has lost the connection (a cut link sends no reset).
@@ -207,7 +207,8 @@ impl RaftNetworkV2<TypeConfig> for Link {
             // A set, because it aborts its task when it is dropped.
             let mut sender = JoinSet::new();
             sender.spawn(send_all(input, writer, sent));
-            let session = AppendSession { link: self, reader, expected, pipeline, sender };
+            let closing = Closing(pipeline.clone());
+            let session = AppendSession { link: self, reader, expected, pipeline, sender, _closing: closing };
             Ok(stream::unfold(Some(session), next_answer).boxed())
         })
     }
@@ -270,6 +271,7 @@ struct AppendSession<'s> {
     expected: mpsc::UnboundedReceiver<()>,
     pipeline: Pipeline,
     sender: JoinSet<io::Result<FrameWriter>>,
+    _closing: Closing,
 }
 
 /// Sends requests as they come, everything that is ready in one write.

@@ -27,7 +27,19 @@ struct State {
     /// openraft has been told an answer and hasn't asked for the next one: what it counts as answered isn't settled, so
     /// no request may be made meanwhile.
     telling: bool,
+    /// openraft has dropped the answers: what makes its requests belongs to the next stream by now.
+    closed: bool,
     sender: Option<Waker>,
+}
+
+/// Ends the requests with the answers. The task that sends may be running when it is aborted, and would take a request
+/// out of the stream that comes next: openraft's streams share what makes them, so those entries would never be sent.
+pub(super) struct Closing(pub Pipeline);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.lock().closed = true;
+    }
 }
 
 impl Pipeline {
@@ -74,6 +86,9 @@ where
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let Requests { input, pipeline } = self.get_mut();
         let mut state = pipeline.lock();
+        if state.closed {
+            return Poll::Ready(None);
+        }
         if state.telling {
             state.sender = Some(cx.waker().clone());
             return Poll::Pending;
@@ -152,6 +167,16 @@ mod tests {
         }
         let refusal = openraft::raft::StreamAppendError::HigherVote(Vote::new_committed(2, 2));
         assert!(pipeline.answered(&Err(refusal)));
+    }
+
+    #[test]
+    fn no_request_is_made_for_answers_that_nobody_reads() {
+        let pipeline = Pipeline::default();
+        let mut requests = requests(&pipeline, &[(0, 5), (5, 9)]);
+        assert!(requests.next().now_or_never().flatten().is_some());
+        drop(Closing(pipeline.clone()));
+        assert!(matches!(requests.next().now_or_never(), Some(None)), "it would be taken from the next stream");
+        assert!(requests.input.next().now_or_never().flatten().is_some(), "it is still there");
     }
 
     #[tokio::test]
