@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use raftlet_tests::cluster::{ELECT_WITHIN, Options};
 use raftlet_tests::process::Signal;
+use raftlet_tests::proxy::Flow;
 use raftlet_tests::{Client, Cluster, Fate, Load, Response, Status, seed, slots, wait};
 
 /// For writes to be acknowledged again after a fault: an election, and clients whose requests hung.
@@ -188,6 +189,21 @@ fn a_slow_follower_catches_up() {
     let ledger = load.stop();
     cluster.wait_converged();
     ledger.verify(&cluster);
+}
+
+/// A large entry takes longer on its way than a follower that says nothing is waited for.
+#[test]
+fn a_large_entry_passes_a_slow_link() {
+    const BYTES: usize = 8 << 20;
+    let args = vec!["--body-bytes-max=8MiB".into(), "--request-timeout=60s".into()];
+    let cluster = Cluster::start_with(3, Options { args, proxied: true, ..Default::default() });
+    let leader = cluster.leader();
+    for follower in (1..=3).filter(|node| *node != leader) {
+        let slow = Flow::Slow { latency: Duration::ZERO, bytes_per_second: (BYTES / 7) as u32 };
+        cluster.network().set_one_way(leader, follower, slow);
+    }
+    let answer = cluster.client(leader).answer_within(PROGRESS_WITHIN).put("/kv/large", &vec![7; BYTES - 1]);
+    assert_eq!(answer.expect("an answer").status, 201);
 }
 
 #[test]

@@ -7,13 +7,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Buf;
 use futures_util::{Stream, StreamExt, future::BoxFuture, stream, stream::BoxStream};
 use openraft::alias::SnapshotOf;
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{Backoff, RPCOption, RPCTypes};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
-    TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{AnyError, RaftNetworkFactory, RaftNetworkV2};
 use tokio::sync::mpsc;
@@ -22,7 +23,7 @@ use tokio::time::Instant;
 
 use super::super::clock::Clocks;
 use super::super::room::Rooms;
-use super::super::types::{Member, NodeId, SnapshotFile, TypeConfig, Vote};
+use super::super::types::{LogId, Member, NodeId, SnapshotFile, TypeConfig, Vote};
 use super::frame::{FrameReader, FrameWriter, Outgoing};
 use super::handshake::Peers;
 use super::message::{Answer, Call, Message, invalid};
@@ -32,6 +33,8 @@ use super::snapshots::{Offer, Serving};
 /// A follower that owes an answer and is silent for this long has lost the connection (a cut link sends no reset).
 /// Over the slowest honest fsync, so that a slow disk isn't taken for a dead one.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Beside it, for the request's own way: bytes per second of the slowest link that entries of any size can pass.
+const SLOWEST_LINK: u64 = 1 << 20;
 /// Between attempts to reach a node that is down. Short: a refused connection on a local network is cheap.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -62,6 +65,8 @@ pub struct Link {
     failed: Option<Instant>,
     /// Why the peer didn't install a snapshot, so that each reason is logged once.
     refused: Option<String>,
+    /// The entry that it lacked when it last refused an append, and how often it said so again.
+    lacked: Option<(LogId, u64)>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Links {
@@ -81,6 +86,7 @@ impl RaftNetworkFactory<TypeConfig> for Links {
             open: None,
             failed: None,
             refused: None,
+            lacked: None,
         }
     }
 }
@@ -128,6 +134,19 @@ impl Link {
                 target: self.target,
                 timeout: limit,
             })),
+        }
+    }
+
+    /// The follower refused to append behind an entry that it doesn't have. openraft goes back from there and tries again
+    /// at once, but never behind what the follower has acknowledged: to one that lost that it would send the same for ever.
+    async fn lacks(&mut self, entry: LogId) {
+        let times = self.lacked.filter(|(lacked, _)| *lacked == entry).map_or(0, |(_, times)| times + 1);
+        self.lacked = Some((entry, times));
+        if times == 1 {
+            tracing::warn!("node {} still lacks the entry {entry}; has it lost what it acknowledged?", self.target);
+        }
+        if times > 0 {
+            tokio::time::sleep(RETRY).await;
         }
     }
 
@@ -181,8 +200,8 @@ impl RaftNetworkV2<TypeConfig> for Link {
         let mut answers = self.stream_append(stream::once(async { request }).boxed(), option).await?;
         match answers.next().await {
             Some(Ok(Ok(_))) => Ok(AppendEntriesResponse::Success),
-            Some(Ok(Err(openraft::raft::StreamAppendError::Conflict(_)))) => Ok(AppendEntriesResponse::Conflict),
-            Some(Ok(Err(openraft::raft::StreamAppendError::HigherVote(v)))) => Ok(AppendEntriesResponse::HigherVote(v)),
+            Some(Ok(Err(StreamAppendError::Conflict(_)))) => Ok(AppendEntriesResponse::Conflict),
+            Some(Ok(Err(StreamAppendError::HigherVote(v)))) => Ok(AppendEntriesResponse::HigherVote(v)),
             Some(Err(e)) => Err(e),
             None => Err(unreachable(io::ErrorKind::UnexpectedEof.into())),
         }
@@ -267,15 +286,15 @@ impl RaftNetworkV2<TypeConfig> for Link {
 struct AppendSession<'s> {
     link: &'s mut Link,
     reader: FrameReader,
-    /// One item for each request that was sent.
-    expected: mpsc::UnboundedReceiver<()>,
+    /// For each request that was sent its size in bytes.
+    expected: mpsc::UnboundedReceiver<u64>,
     pipeline: Pipeline,
     sender: JoinSet<io::Result<FrameWriter>>,
     _closing: Closing,
 }
 
 /// Sends requests as they come, everything that is ready in one write.
-async fn send_all<S>(mut input: S, mut writer: FrameWriter, sent: mpsc::UnboundedSender<()>) -> io::Result<FrameWriter>
+async fn send_all<S>(mut input: S, mut writer: FrameWriter, sent: mpsc::UnboundedSender<u64>) -> io::Result<FrameWriter>
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
 {
@@ -283,7 +302,7 @@ where
         let mut out = Outgoing::default();
         Message::Append(request).push_to(&mut out);
         // Told before it is written: the answer may come while the write returns.
-        if sent.send(()).is_err() {
+        if sent.send(out.remaining() as u64).is_err() {
             break;
         }
         writer.write(&mut out).await?;
@@ -299,7 +318,7 @@ async fn next_answer<'s>(session: Option<AppendSession<'s>>) -> Option<(AppendAn
     let mut session = session?;
     session.pipeline.asked();
     loop {
-        if session.expected.recv().await.is_none() {
+        let Some(bytes) = session.expected.recv().await else {
             return match session.sender.join_next().await? {
                 Ok(Ok(writer)) => {
                     session.link.open = Some((session.reader, writer));
@@ -308,8 +327,9 @@ async fn next_answer<'s>(session: Option<AppendSession<'s>>) -> Option<(AppendAn
                 Ok(Err(e)) => Some((Err(unreachable(e)), None)),
                 Err(e) => Some((Err(unreachable(io::Error::other(e))), None)),
             };
-        }
-        let frame = match tokio::time::timeout(ANSWER_TIMEOUT, session.reader.next()).await {
+        };
+        let limit = ANSWER_TIMEOUT + Duration::from_millis(bytes * 1_000 / SLOWEST_LINK);
+        let frame = match tokio::time::timeout(limit, session.reader.next()).await {
             Ok(frame) => frame,
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         };
@@ -320,6 +340,9 @@ async fn next_answer<'s>(session: Option<AppendSession<'s>>) -> Option<(AppendAn
                 let result: StreamAppendResult<TypeConfig> = appended.result.into();
                 if !session.pipeline.answered(&result) {
                     continue;
+                }
+                if let Err(StreamAppendError::Conflict(lacks)) = &result {
+                    session.link.lacks(*lacks).await;
                 }
                 // After a conflict or a higher vote both sides drop the connection: what was pipelined is void.
                 let next = result.is_ok().then_some(session);

@@ -170,6 +170,15 @@ mod tests {
     }
 
     #[test]
+    fn requests_are_made_under_the_lock_that_ends_them() {
+        let pipeline = Pipeline::default();
+        let lock = pipeline.clone();
+        let input = stream::iter([request(0, 5)]).inspect(move |_| assert!(lock.0.try_lock().is_err()));
+        let mut requests = Requests { input, pipeline };
+        assert!(requests.next().now_or_never().flatten().is_some());
+    }
+
+    #[test]
     fn no_request_is_made_for_answers_that_nobody_reads() {
         let pipeline = Pipeline::default();
         let mut requests = requests(&pipeline, &[(0, 5), (5, 9)]);
