@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use openraft::EntryPayload;
-use raftlet::guest::{CommandStore, Context, Engine, Limits, Module, ReadStore};
+use raftlet::guest::{CommandStore, Context, Engine, Limits, Module, ReadStore, ValidBatch};
 use raftlet::outcome::{BatchReplies, ModuleReplies};
 use raftlet::raft::codec::log_id;
 use raftlet::raft::types::{BatchId, Entry, Envelope, Kind, Proposal};
@@ -66,6 +66,7 @@ pub type Applied = (BatchReplies, Map, Writes);
 /// The batch through the module, as the state machine does it, without digest and sessions.
 pub fn through_wasm(module: &Module, map: Map, batch: &[u8], first_command: u64) -> Applied {
     let context = Context { log_index: 1, term: 1, time_ms: 0, first_command, seed: 0 };
+    let batch = ValidBatch::new(batch).expect("the batch is valid");
     let (replies, overlay) = module.apply(&context, batch, &[], Overlay::new(map)).expect("this machine is sound");
     let (map, writes) = overlay.finish();
     (replies, map, writes)

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use raftlet_machine::Batch;
+use raftlet_machine::{ArchivedBatch, Batch, InvalidArchive};
 
 use super::attempt::{Attempt, Entrance, Job, Verdict};
 use super::engine::TICK;
@@ -40,8 +40,28 @@ pub struct QueryBounds {
     pub reply_bytes_max: usize,
 }
 
+/// A batch whose archive was validated, which is done once for each place that takes one in.
+#[derive(Clone, Copy)]
+pub struct ValidBatch<'a> {
+    bytes: &'a [u8],
+    archived: &'a ArchivedBatch,
+}
+
+impl<'a> ValidBatch<'a> {
+    /// # Errors
+    /// The bytes are no archive of a batch.
+    pub fn new(bytes: &'a [u8]) -> Result<Self, InvalidArchive> {
+        Ok(ValidBatch { bytes, archived: Batch::access(bytes)? })
+    }
+
+    /// The batch, read in place.
+    pub fn get(&self) -> &'a ArchivedBatch {
+        self.archived
+    }
+}
+
 impl Module {
-    /// Runs the commands at the positions in `run` (ascending; empty: all) of an archived batch. Returns one reply for
+    /// Runs the commands at the positions in `run` (ascending; empty: all) of a batch. Returns one reply for
     /// each of them, in that order, and the store with the writes of those that did not fail.
     ///
     /// Needs [`super::STACK_BYTES`] and 1 MiB more of stack. The calling thread is busy for at most about ten times
@@ -52,11 +72,11 @@ impl Module {
     pub fn apply<S: CommandStore>(
         &self,
         context: &Context,
-        batch: &[u8],
+        batch: ValidBatch<'_>,
         run: &[u32],
         store: S,
     ) -> Result<(BatchReplies, S), LocalFault> {
-        let job = self.job(context, batch)?;
+        let job = self.job(context, batch);
         let run = positions(run, job.count)?;
         let course = Course::new(self.apply_entrance(), job, Backing::Command(Box::new(store)), None);
         let (replies, backing) = course.finish(run)?;
@@ -76,24 +96,22 @@ impl Module {
     pub fn query<S: ReadStore>(
         &self,
         context: &Context,
-        batch: &[u8],
+        batch: ValidBatch<'_>,
         run: &[u32],
         store: S,
         bounds: QueryBounds,
     ) -> Result<BatchReplies, LocalFault> {
         let deadline = Instant::now() + bounds.within;
         let _slot = self.engine().query_slot();
-        let job = self.job(context, batch)?;
+        let job = self.job(context, batch);
         let run = positions(run, job.count)?;
         let mut course = Course::new(self.query_entrance(), job, Backing::Query(Box::new(store)), Some(deadline));
         course.reply_bytes_left = bounds.reply_bytes_max;
         Ok(course.finish(run)?.0)
     }
 
-    fn job<'a>(&self, context: &'a Context, batch: &'a [u8]) -> Result<Job<'a>, LocalFault> {
-        // It was validated when it came in: if it is broken now, this machine broke it.
-        let archived = Batch::access(batch).map_err(|error| LocalFault(format!("a logged batch is {error}")))?;
-        Ok(Job { context, batch, count: archived.commands.len(), limits: *self.limits() })
+    fn job<'a>(&self, context: &'a Context, batch: ValidBatch<'a>) -> Job<'a> {
+        Job { context, batch: batch.bytes, count: batch.archived.commands.len(), limits: *self.limits() }
     }
 }
 

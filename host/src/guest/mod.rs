@@ -18,7 +18,7 @@ mod store;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use apply::{CULPRITS_MAX, Context, QueryBounds};
+pub use apply::{CULPRITS_MAX, Context, QueryBounds, ValidBatch};
 pub use engine::{Engine, EngineError, MEMORY_BYTES_CAP, STACK_BYTES};
 pub use fault::LocalFault;
 pub use inspect::{Inspection, inspect};

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::Published;
-use crate::guest::{QueryBounds, STACK_BYTES};
+use crate::guest::{QueryBounds, STACK_BYTES, ValidBatch};
 use crate::outcome::{BatchReplies, CommandReply, Failure, Run};
 use crate::raft::codec::log_id;
 
@@ -67,5 +67,7 @@ fn run(state: &Published, batch: &[u8], run: &Run) -> Result<BatchReplies, Strin
     let context = state.context(state.applied.unwrap_or_else(|| log_id(0, 0)));
     let positions: Vec<u32> = run.positions.clone().collect();
     let bounds = QueryBounds { within: QUERY_TIME_MAX, reply_bytes_max: run.reply_bytes_max };
+    // It was validated when it came in: if it is broken now, this machine broke it.
+    let batch = ValidBatch::new(batch).map_err(|error| format!("a batch of queries is {error}"))?;
     module.query(&context, batch, &positions, state.map.clone(), bounds).map_err(|e| e.to_string())
 }

@@ -6,14 +6,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use openraft::EntryPayload;
 use openraft::entry::RaftEntry;
-use raftlet_machine::Batch;
 
 use super::digest;
 use super::overlay::Overlay;
 use super::sessions::{SessionLimits, Sessions};
 use super::snapshot::Loaded;
 use super::{Activation, Active, Pieces, Published};
-use crate::guest::{Context, Engine, LocalFault, Module};
+use crate::guest::{Context, Engine, LocalFault, Module, ValidBatch};
 use crate::metrics::Metrics;
 use crate::outcome::{BatchReplies, CommandReply, Failure, ReplyView};
 use crate::raft::types::{BatchId, Entry, Envelope, Kind, LogId, Proposal, StoredMembership};
@@ -100,24 +99,24 @@ impl Replica {
 
     fn batch(&mut self, log_id: LogId, envelope: &Envelope, bytes: &[u8]) -> Result<Done, LocalFault> {
         let id = envelope.id;
-        let Ok(batch) = Batch::access(bytes) else {
+        let Ok(batch) = ValidBatch::new(bytes) else {
             // Archives are checked before they are logged, so this is the work of another program. All replicas see
             // the same bytes and drop them alike.
             tracing::error!(index = log_id.index, "the batch is no valid archive; it has no effect");
             return Ok(Done { id, log_id, replies: BatchReplies::Each(Vec::new()) });
         };
-        let count = batch.commands.len();
+        let count = batch.get().commands.len();
         let context = self.state.context(log_id);
         let (now_ms, limits) = (self.state.time_ms, self.state.session_limits());
         let mut sessions = self.state.sessions.clone();
-        let plan = self.state.module.as_ref().and_then(|_| sessions.plan(batch, now_ms, &limits));
+        let plan = self.state.module.as_ref().and_then(|_| sessions.plan(batch.get(), now_ms, &limits));
         let run = plan.as_ref().map_or(&[][..], |plan| plan.run());
         let to_run = if plan.is_some() { run.len() } else { count };
         let started = std::time::Instant::now();
         let overlay = Overlay::new(self.state.map.clone());
         let (replies, overlay) = match &self.state.module {
             // For the module an empty `run` means all commands.
-            Some(module) if to_run > 0 => module.apply(&context, bytes, run, overlay)?,
+            Some(module) if to_run > 0 => module.apply(&context, batch, run, overlay)?,
             _ => (BatchReplies::Each(vec![CommandReply::Failed(Failure::NoModule); to_run]), overlay),
         };
         let (map, writes) = overlay.finish();

@@ -56,7 +56,8 @@ impl Guest {
 
     /// The letters of a batch of `count`, and the store afterwards.
     pub fn run(&self, limits: Limits, count: usize) -> (String, Shelf) {
-        let (replies, shelf) = self.module(limits).apply(&CONTEXT, &batch_of(count), &[], Shelf::default()).unwrap();
+        let (replies, shelf) =
+            self.module(limits).apply(&CONTEXT, valid(&batch_of(count)), &[], Shelf::default()).unwrap();
         (letters(&replies), shelf)
     }
 

@@ -8,7 +8,8 @@ fn a_module_that_never_calls_begin_gets_no_reply_through() {
     let silent = Guest { begin: String::new(), ..Guest::new("(i32.const 0)") };
     assert_eq!(silent.run(Limits::default(), 3).0, "III");
     // Queries need not.
-    let replies = silent.module(Limits::default()).query(&CONTEXT, &batch_of(3), &[], Shelf::default(), LONG).unwrap();
+    let replies =
+        silent.module(Limits::default()).query(&CONTEXT, valid(&batch_of(3)), &[], Shelf::default(), LONG).unwrap();
     assert_eq!(letters(&replies), "...");
 }
 

@@ -62,11 +62,11 @@ fn effects_are_as_if_the_culprit_had_never_been_there() {
 #[test]
 fn only_the_positions_of_run_are_run() {
     let module = mark_and(&[3], TRAP).module(Limits::default());
-    let (replies, shelf) = module.apply(&CONTEXT, &batch_of(6), &[1, 3, 4], Shelf::default()).unwrap();
+    let (replies, shelf) = module.apply(&CONTEXT, valid(&batch_of(6)), &[1, 3, 4], Shelf::default()).unwrap();
     assert_eq!(letters(&replies), ".T.");
     assert_eq!(shelf.keys(), [1, 4]);
     for wrong in [&[6][..], &[2, 1], &[1, 1]] {
-        assert!(module.apply(&CONTEXT, &batch_of(6), wrong, Shelf::default()).is_err());
+        assert!(module.apply(&CONTEXT, valid(&batch_of(6)), wrong, Shelf::default()).is_err());
     }
 }
 
@@ -80,7 +80,7 @@ fn no_static_survives_a_batch() {
     let module = guest.module(Limits::default());
     let mut shelf = Shelf::default();
     for _ in 0..50 {
-        let (replies, after) = module.apply(&CONTEXT, &batch_of(1), &[], shelf).unwrap();
+        let (replies, after) = module.apply(&CONTEXT, valid(&batch_of(1)), &[], shelf).unwrap();
         assert_eq!(letters(&replies), ".");
         shelf = after;
     }
@@ -90,7 +90,7 @@ fn no_static_survives_a_batch() {
 #[test]
 fn the_store_that_was_there_stays() {
     let module = mark_and(&[1], TRAP).module(Limits::default());
-    let (_, shelf) = module.apply(&CONTEXT, &batch_of(2), &[], Shelf::of([50])).unwrap();
+    let (_, shelf) = module.apply(&CONTEXT, valid(&batch_of(2)), &[], Shelf::of([50])).unwrap();
     assert_eq!(shelf.keys(), [0, 50]);
 }
 
@@ -106,10 +106,10 @@ fn rollback_undoes_one_command() {
 fn a_query_reads_and_cannot_write() {
     let batch = batch_of(2);
     let reading = Guest::new("(call $get (i32.const 16) (i32.const 4) (i32.const 32)) (i32.const 0)");
-    let replies = reading.module(Limits::default()).query(&CONTEXT, &batch, &[], Shelf::of([1]), LONG).unwrap();
+    let replies = reading.module(Limits::default()).query(&CONTEXT, valid(&batch), &[], Shelf::of([1]), LONG).unwrap();
     assert_eq!(letters(&replies), "..");
     let writing = mark_and(&[], "").module(Limits::default());
-    let replies = writing.query(&CONTEXT, &batch, &[], Shelf::default(), LONG).unwrap();
+    let replies = writing.query(&CONTEXT, valid(&batch), &[], Shelf::default(), LONG).unwrap();
     assert_eq!(letters(&replies), "TT");
     let first = failure(&replies.into_each()[0]);
     assert!(first.contains("a query tried to write"), "{first}");
@@ -121,12 +121,12 @@ fn a_query_is_cut_by_the_clock_and_the_others_answered() {
     let endless = Guest::new("(if (i32.eq (local.get $at) (i32.const 1)) (then (call $forever))) (i32.const 0)");
     let module = endless.module(limits);
     let within = QueryBounds { within: Duration::from_millis(50), ..LONG };
-    let replies = module.query(&CONTEXT, &batch_of(2), &[1], Shelf::default(), within).unwrap();
+    let replies = module.query(&CONTEXT, valid(&batch_of(2)), &[1], Shelf::default(), within).unwrap();
     assert_eq!(letters(&replies), "Q");
-    let replies = module.query(&CONTEXT, &batch_of(2), &[0], Shelf::default(), LONG).unwrap();
+    let replies = module.query(&CONTEXT, valid(&batch_of(2)), &[0], Shelf::default(), LONG).unwrap();
     assert_eq!(letters(&replies), ".");
     // With fuel to stop it in time, the neighbour is answered.
     let short = endless.module(Limits { fuel_per_command: 1_000_000, ..Limits::default() });
-    let replies = short.query(&CONTEXT, &batch_of(3), &[], Shelf::default(), LONG).unwrap();
+    let replies = short.query(&CONTEXT, valid(&batch_of(3)), &[], Shelf::default(), LONG).unwrap();
     assert_eq!(letters(&replies), ".F.");
 }

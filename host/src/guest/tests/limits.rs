@@ -54,9 +54,9 @@ fn before_the_first_command_there_is_fuel_too_but_not_without_end() {
 fn deleting_many_keys_is_paid_before_it_is_done() {
     let all = "(drop (call $delete_range (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0))) (i32.const 0)";
     let module = Guest::new(all).module(FEW);
-    let (replies, shelf) = module.apply(&CONTEXT, &batch_of(1), &[], Shelf::of(0..50)).unwrap();
+    let (replies, shelf) = module.apply(&CONTEXT, valid(&batch_of(1)), &[], Shelf::of(0..50)).unwrap();
     assert_eq!((letters(&replies).as_str(), shelf.keys().len()), (".", 0));
-    let (replies, shelf) = module.apply(&CONTEXT, &batch_of(1), &[], Shelf::of(0..5_000)).unwrap();
+    let (replies, shelf) = module.apply(&CONTEXT, valid(&batch_of(1)), &[], Shelf::of(0..5_000)).unwrap();
     assert_eq!((letters(&replies).as_str(), shelf.keys().len()), ("F", 5_000));
 }
 
@@ -64,7 +64,7 @@ fn deleting_many_keys_is_paid_before_it_is_done() {
 fn scanning_is_charged_by_key() {
     let all = "(call $scan (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const -1) (i32.const -1) (i32.const 32)) (i32.const 0)";
     let module = Guest::new(all).module(FEW);
-    let run = |keys| letters(&module.apply(&CONTEXT, &batch_of(1), &[], Shelf::of(0..keys)).unwrap().0);
+    let run = |keys| letters(&module.apply(&CONTEXT, valid(&batch_of(1)), &[], Shelf::of(0..keys)).unwrap().0);
     assert_eq!(run(500), ".");
     assert_eq!(run(5_000), "F");
 }

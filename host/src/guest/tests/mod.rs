@@ -94,6 +94,10 @@ fn batch_of(count: usize) -> Vec<u8> {
     Batch { commands: vec![request(Method::Post, "/", b""); count] }.to_bytes()
 }
 
+fn valid(batch: &[u8]) -> ValidBatch<'_> {
+    ValidBatch::new(batch).unwrap()
+}
+
 /// Replies in one letter each, so that a whole batch is one line.
 fn letters(replies: &BatchReplies) -> String {
     let letter = |reply: ReplyView| match reply {

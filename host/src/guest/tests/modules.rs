@@ -16,7 +16,7 @@ fn a_core_module_and_its_component_are_both_hosted() {
         assert_eq!(module.inspection().is_core, is_core);
         assert_eq!(module.digest(), blake3::hash(bytes).as_bytes());
         assert_eq!((module.description().name.as_str(), module.description().schema), ("test", 9));
-        let (replies, _) = module.apply(&CONTEXT, &batch_of(2), &[], Shelf::default()).unwrap();
+        let (replies, _) = module.apply(&CONTEXT, valid(&batch_of(2)), &[], Shelf::default()).unwrap();
         assert_eq!(letters(&replies), "..");
     }
 }

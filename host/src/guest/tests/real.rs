@@ -66,7 +66,7 @@ fn the_hostile_commands_fail_alone() {
     ];
     for (path, letter) in cases {
         let batch = puts(&["/put/a", path, "/put/b"]);
-        let (replies, shelf) = module.apply(&CONTEXT, &batch, &[], Shelf::default()).unwrap();
+        let (replies, shelf) = module.apply(&CONTEXT, valid(&batch), &[], Shelf::default()).unwrap();
         assert_eq!(letters(&replies), format!(".{letter}."), "{path}: {:?}", bodies(&replies));
         let own = shelf.now.keys().filter(|key| !matches!(key.as_slice(), b"a" | b"b")).count();
         assert_eq!(own, usize::from(path.starts_with("/big") && letter == '.'), "{path}");
@@ -79,7 +79,7 @@ fn many_hostile_commands_in_one_batch() {
     let module = guest("hostile.wasm");
     let kinds = ["/put/a", "/trap", "/put/b", "/status/1", "/garbage", "/put/c", "/panic", "/delete/a"];
     let paths: Vec<&str> = kinds.iter().copied().cycle().take(kinds.len() * 4).collect();
-    let (replies, shelf) = module.apply(&CONTEXT, &puts(&paths), &[], Shelf::default()).unwrap();
+    let (replies, shelf) = module.apply(&CONTEXT, valid(&puts(&paths)), &[], Shelf::default()).unwrap();
     assert_eq!(letters(&replies), ".T.II.T.".repeat(4));
     assert_eq!(shelf.now.keys().map(|key| key[0]).collect::<Vec<u8>>(), b"bc");
 }
@@ -88,7 +88,7 @@ fn many_hostile_commands_in_one_batch() {
 fn statics_nans_and_contexts_are_the_same_on_every_instance() {
     let module = guest("hostile.wasm");
     let batch = puts(&["/static", "/float-nan", "/context"]);
-    let run = || bodies(&module.apply(&CONTEXT, &batch, &[], Shelf::default()).unwrap().0);
+    let run = || bodies(&module.apply(&CONTEXT, valid(&batch), &[], Shelf::default()).unwrap().0);
     let first = run();
     assert_eq!((first[0].as_str(), first[1].as_str()), ("1", "7ff8000000000000"));
     assert_eq!(first, run());
@@ -98,7 +98,7 @@ fn statics_nans_and_contexts_are_the_same_on_every_instance() {
 fn hostile_queries_fail_alone() {
     let module = guest("hostile.wasm");
     let batch = puts(&["/get/a", "/write", "/trap", "/get/a"]);
-    let replies = module.query(&CONTEXT, &batch, &[], Shelf::default(), LONG).unwrap();
+    let replies = module.query(&CONTEXT, valid(&batch), &[], Shelf::default(), LONG).unwrap();
     assert_eq!(letters(&replies), ".TT.");
 }
 
@@ -107,9 +107,9 @@ fn key_values_survive_from_batch_to_batch() {
     let module = guest("kv.wasm");
     let paths: Vec<String> = (0..50).map(|at| format!("/kv/key{at}")).collect();
     let batch = puts(&paths.iter().map(String::as_str).collect::<Vec<_>>());
-    let (replies, shelf) = module.apply(&CONTEXT, &batch, &[], Shelf::default()).unwrap();
+    let (replies, shelf) = module.apply(&CONTEXT, valid(&batch), &[], Shelf::default()).unwrap();
     assert_eq!(letters(&replies), ".".repeat(50));
     let gets = Batch { commands: paths.iter().map(|path| request(Method::Get, path, b"")).collect() }.to_bytes();
-    let replies = module.query(&CONTEXT, &gets, &[], shelf, LONG).unwrap();
+    let replies = module.query(&CONTEXT, valid(&gets), &[], shelf, LONG).unwrap();
     assert_eq!(bodies(&replies), vec!["v"; 50]);
 }

@@ -1,7 +1,7 @@
 //! Idempotency keys through the whole state machine: entries in, replies and state out, with real modules. Each test
 //! applies its entries on two replicas, one of which is rebuilt from its records on the way, and compares them.
 
-use raftlet_machine::{Header, IDEMPOTENCY_KEY, Method, Request};
+use raftlet_machine::{Batch, Header, IDEMPOTENCY_KEY, Method, Request};
 
 use super::super::map::Map;
 use super::super::sessions::Sessions;
