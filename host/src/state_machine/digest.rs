@@ -107,23 +107,24 @@ struct Chain {
     gathered: Vec<u8>,
 }
 
-/// BLAKE3 takes up to 16 pieces of 1 KiB side by side.
-const GATHERED_BYTES: usize = 16 << 10;
+/// BLAKE3 takes up to 16 pieces of 1 KiB side by side, if they are whole.
+const PIECES_BYTES: usize = 16 << 10;
 
 impl Chain {
     fn new() -> Self {
-        Chain { hasher: blake3::Hasher::new(), gathered: Vec::with_capacity(GATHERED_BYTES) }
+        Chain { hasher: blake3::Hasher::new(), gathered: Vec::with_capacity(2 * PIECES_BYTES) }
     }
 
     fn raw(&mut self, bytes: &[u8]) {
-        if self.gathered.len() + bytes.len() > GATHERED_BYTES {
-            self.hasher.update(&self.gathered);
+        if bytes.len() >= PIECES_BYTES {
+            self.hasher.update(&self.gathered).update(bytes);
             self.gathered.clear();
+            return;
         }
-        if bytes.len() >= GATHERED_BYTES {
-            self.hasher.update(bytes);
-        } else {
-            self.gathered.extend_from_slice(bytes);
+        self.gathered.extend_from_slice(bytes);
+        if self.gathered.len() >= PIECES_BYTES {
+            self.hasher.update(&self.gathered[..PIECES_BYTES]);
+            self.gathered.drain(..PIECES_BYTES);
         }
     }
 
@@ -185,7 +186,7 @@ mod tests {
     /// By the words of this file alone: the fields one after the other.
     #[test]
     fn gathering_changes_no_hash() {
-        let sizes = [0, 1, 300, 5_000, GATHERED_BYTES - 8, GATHERED_BYTES, GATHERED_BYTES + 1, 70_000, 3];
+        let sizes = [0, 1, 300, 5_000, PIECES_BYTES - 8, PIECES_BYTES, PIECES_BYTES + 1, 70_000, 3];
         let (mut chain, mut plain) = (Chain::new(), blake3::Hasher::new());
         for (turn, size) in sizes.into_iter().cycle().take(40).enumerate() {
             let bytes = vec![turn as u8; size];

@@ -288,7 +288,9 @@ impl Packed {
 
     /// A copy of those entries.
     pub(super) fn part(&self, range: Range<usize>) -> Packed {
-        let mut part = Packed::with_room(self.bytes.len() - self.dead + PACKED_BYTES_MAX);
+        let packed = self.slots[range.clone()].iter().filter(|slot| slot.value != ALONE);
+        let bytes: usize = packed.map(|slot| usize::from(slot.key) + usize::from(slot.value)).sum();
+        let mut part = Packed::with_room(bytes + PACKED_BYTES_MAX);
         if !range.is_empty() {
             // In a sorted row, what the first and the last have in common all have.
             part.skip = common(self.key(range.start), self.key(range.end - 1));
