@@ -165,7 +165,7 @@ impl Default for SnapshotConfig {
     fn default() -> Self {
         // The log keeps the entries of two, so this bounds it, and a restart reads them all: a second or two.
         // The bandwidth: a gigabyte in 16 seconds, and half of what a 1 Gbit/s network carries: commits keep theirs.
-        SnapshotConfig { log_bytes: 64 * MIB, bandwidth: 64 * MIB }
+        SnapshotConfig { log_bytes: 128 * MIB, bandwidth: 64 * MIB }
     }
 }
 

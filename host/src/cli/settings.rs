@@ -75,7 +75,7 @@ pub struct SettingsArgs {
     pub election_max: Option<Duration>,
 
     /// Bytes of log entries after which a snapshot is made, and the log before the one before it is deleted
-    /// [default: 64MiB]
+    /// [default: 128MiB]
     #[arg(long, env = "RAFTLET_SNAPSHOT_LOG_BYTES", value_name = "SIZE", help_heading = "Storage")]
     pub snapshot_log_bytes: Option<ByteSize>,
     /// How often the leader compares the nodes' digests, if something was applied [default: 1s]
