@@ -73,6 +73,13 @@ enum State {
     Done(Result<Answer, Error>),
 }
 
+/// What a worker took and has not landed yet. Others hold back meanwhile, so that what waits goes together.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    kind: Kind,
+    requests: usize,
+}
+
 /// How much may be taken together.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BulkLimits {
@@ -95,6 +102,8 @@ struct Inner {
     callers: Slab<Caller>,
     next_sequence: u64,
     lines: [Line; 3],
+    /// For each line how many requests each flight has.
+    flying: [Vec<usize>; 3],
     bytes: usize,
 }
 
@@ -115,6 +124,20 @@ impl Load {
 
     fn bytes(&self) -> usize {
         self.requests().iter().map(archived_bytes).sum()
+    }
+}
+
+impl Item {
+    /// It travels without others.
+    fn is_lonely(&self) -> bool {
+        self.alone || matches!(self.load, Load::Many(_))
+    }
+}
+
+impl Line {
+    /// Tickets whose callers are there.
+    fn waiting(&self) -> usize {
+        self.tickets.len() - self.gone
     }
 }
 
@@ -151,8 +174,8 @@ impl Queue {
         inner.callers.insert(Caller { sequence, bytes, kind, waker: None, state, doubt: false, refusal: None });
         let line = &mut inner.lines[kind as usize].tickets;
         line.push_back(ticket);
-        // A line that was not empty has been told of, and whoever leaves some of it tells the next one.
-        let tell = line.len() == 1;
+        // A line that was ready before has been told of, and whoever leaves some of it tells the next one.
+        let tell = inner.lines[kind as usize].waiting() == inner.enough(kind);
         drop(inner);
         if tell {
             self.notify(kind).notify_one();
@@ -160,16 +183,38 @@ impl Queue {
         Ok(Waiting { queue: self.clone(), ticket: Some(ticket) })
     }
 
-    /// Takes what may travel together, of the first of `kinds` that has any. False: nothing waits.
-    pub(crate) fn take(&self, kinds: &[Kind], limits: BulkLimits, into: &mut Vec<Item>) -> Option<Kind> {
+    /// Takes what may travel together, of the first of `kinds` that has enough. None: nothing waits, or too little beside
+    /// what is on its way.
+    pub(crate) fn take(
+        &self,
+        kinds: &[Kind],
+        limits: BulkLimits,
+        landed: Option<Flight>,
+        into: &mut Vec<Item>,
+    ) -> Option<(Kind, Flight)> {
         let mut inner = self.lock();
-        let kind = *kinds.iter().find(|kind| inner.take(**kind, limits, into))?;
-        let more = kinds.iter().any(|kind| !inner.lines[*kind as usize].tickets.is_empty());
+        landed.into_iter().for_each(|flight| inner.land(&flight));
+        let kind = *kinds.iter().find(|kind| inner.is_ready(**kind) && inner.take(**kind, limits, into))?;
+        // An explicit batch holds nobody back.
+        let requests = if into.iter().any(Item::is_lonely) { 0 } else { into.len() };
+        inner.flying[kind as usize].push(requests);
+        let more = kinds.iter().any(|kind| inner.is_ready(*kind));
         drop(inner);
         if more {
             self.notify(kind).notify_one();
         }
-        Some(kind)
+        Some((kind, Flight { kind, requests }))
+    }
+
+    /// A flight holds nobody back any more: it has ended, or takes long.
+    pub(crate) fn land(&self, flight: Flight, kinds: &[Kind]) {
+        let mut inner = self.lock();
+        inner.land(&flight);
+        let ready = kinds.iter().any(|kind| inner.is_ready(*kind));
+        drop(inner);
+        if ready {
+            self.notify(flight.kind).notify_one();
+        }
     }
 
     /// Whether anything waits in these lines.
@@ -256,6 +301,29 @@ impl Inner {
         }
     }
 
+    fn land(&mut self, flight: &Flight) {
+        let flying = &mut self.flying[flight.kind as usize];
+        let at = flying.iter().position(|requests| *requests == flight.requests).expect("it lands once");
+        flying.swap_remove(at);
+    }
+
+    /// How many requests must wait for a worker to take them: as many as the largest flight has. With fewer, one flight
+    /// after the other would be small, and each costs the cluster a round.
+    fn enough(&self, kind: Kind) -> usize {
+        self.flying[kind as usize].iter().max().map_or(1, |largest| 1.max(*largest))
+    }
+
+    fn is_ready(&mut self, kind: Kind) -> bool {
+        self.skip_gone(kind);
+        let line = &self.lines[kind as usize];
+        let Some(first) = line.tickets.front().copied() else { return false };
+        if line.waiting() >= self.enough(kind) {
+            return true;
+        }
+        let caller = self.caller(first).expect("the one in front is there");
+        matches!(&caller.state, State::Waiting(item) if item.is_lonely())
+    }
+
     fn take(&mut self, kind: Kind, limits: BulkLimits, into: &mut Vec<Item>) -> bool {
         let (mut requests, mut bytes) = (0, 0);
         while requests < limits.requests {
@@ -263,7 +331,7 @@ impl Inner {
             let Some(ticket) = self.lines[kind as usize].tickets.front().copied() else { break };
             let caller = self.caller(ticket).expect("the one in front is there");
             let State::Waiting(item) = &caller.state else { unreachable!("who is in line waits") };
-            let lonely = item.alone || matches!(item.load, Load::Many(_));
+            let lonely = item.is_lonely();
             if requests > 0 && (lonely || bytes + caller.bytes > limits.bytes) {
                 break;
             }

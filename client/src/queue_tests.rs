@@ -18,7 +18,9 @@ fn push(queue: &Arc<Queue>, path: &str) -> Waiting {
 
 fn take(queue: &Queue) -> Vec<Item> {
     let mut items = Vec::new();
-    queue.take(&[Kind::Command], LIMITS, &mut items);
+    if let Some((_, flight)) = queue.take(&[Kind::Command], LIMITS, None, &mut items) {
+        queue.land(flight, &[Kind::Command]);
+    }
     items
 }
 
@@ -91,6 +93,53 @@ fn explicit_batches_and_suspects_travel_alone() {
 }
 
 #[test]
+fn fewer_than_are_on_their_way_wait_for_more_or_for_the_landing() {
+    let queue = queue();
+    let take = |landed| {
+        let mut items = Vec::new();
+        let taken = queue.take(&[Kind::Command], LIMITS, landed, &mut items);
+        taken.map(|(_, flight)| (items.len(), flight))
+    };
+    let told = || queue.told(&[Kind::Command]).now_or_never().is_some();
+    let mut callers = vec![push(&queue, "/a"), push(&queue, "/b")];
+    assert!(told());
+    let (count, first) = take(None).unwrap();
+    assert_eq!(count, 2);
+    callers.push(push(&queue, "/c"));
+    assert!(take(None).is_none() && !told(), "one beside two");
+    callers.push(push(&queue, "/d"));
+    assert!(told());
+    let (count, second) = take(None).unwrap();
+    assert_eq!(count, 2);
+    callers.push(push(&queue, "/e"));
+    queue.land(first, &[Kind::Command]);
+    assert!(take(None).is_none() && !told(), "one beside the other two");
+    queue.land(second, &[Kind::Command]);
+    assert!(told(), "nothing is on its way");
+    let (count, third) = take(None).unwrap();
+    assert_eq!(count, 1);
+    callers.push(push(&queue, "/f"));
+    let (_, fourth) = take(Some(third)).unwrap();
+    drop(push(&queue, "/gone"));
+    assert!(take(None).is_none());
+    queue.land(fourth, &[Kind::Command]);
+    assert!(take(None).is_none(), "nobody waits");
+}
+
+#[test]
+fn explicit_batches_neither_hold_back_nor_are_held_back() {
+    let queue = queue();
+    let many = || Load::Many(vec![request(Method::Put, "/m", ""); 5]);
+    let take = || queue.take(&[Kind::Command], LIMITS, None, &mut Vec::new()).is_some();
+    let _first = queue.push(many(), Kind::Command, false).unwrap();
+    assert!(take());
+    let _second = [push(&queue, "/a"), push(&queue, "/b")];
+    assert!(take(), "an explicit batch is on its way");
+    let _third = queue.push(many(), Kind::Command, false).unwrap();
+    assert!(take(), "two are on their way");
+}
+
+#[test]
 fn giving_up_tells_what_may_have_happened() {
     let queue = queue();
     let waited = Duration::from_secs(1);
@@ -106,7 +155,8 @@ fn giving_up_tells_what_may_have_happened() {
     assert!(matches!(doubtful.give_up(waited), Err(Error::Unknown(_))));
     let query = queue.push(Load::One(request(Method::Get, "/q", "")), Kind::Query, true).unwrap();
     let mut items = Vec::new();
-    assert_eq!(queue.take(&[Kind::Command, Kind::Query], LIMITS, &mut items), Some(Kind::Query));
+    let taken = queue.take(&[Kind::Command, Kind::Query], LIMITS, None, &mut items);
+    assert_eq!(taken.map(|(kind, _)| kind), Some(Kind::Query));
     assert!(matches!(query.give_up(waited), Err(Error::Rejected(_))), "a query changes nothing");
     assert_eq!(queue.depth(), (0, 0));
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::cluster::{Aim, Cluster};
 use crate::error::{Error, Refusal};
 use crate::exchange::{Exchange, Outcome};
-use crate::queue::{BulkLimits, Item, Kind, Load, Queue};
+use crate::queue::{BulkLimits, Flight, Item, Kind, Load, Queue};
 use crate::reply::Answer;
 use crate::wire::Wire;
 
@@ -20,6 +20,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// An answer that takes longer makes the worker ask whether the node hangs.
 const LOOK_ROUND_AFTER: Duration = Duration::from_secs(1);
+/// An answer that takes longer is no reason for others to wait.
+const HOLDS_BACK: Duration = Duration::from_millis(2);
 
 /// What all workers of a client share.
 pub(crate) struct Shared {
@@ -60,6 +62,8 @@ pub(crate) struct Worker {
     results: Vec<(Item, Result<Answer, Error>)>,
     wakers: Vec<Waker>,
     exchange: Exchange,
+    /// Of what was sent last, until the line is looked at again.
+    flight: Option<Flight>,
     /// Failures in a row.
     failures: u32,
 }
@@ -85,20 +89,23 @@ impl Worker {
     pub(crate) fn new(shared: Arc<Shared>, duty: Duty) -> Worker {
         let exchange = Exchange::new(shared.plain);
         let (items, results, wakers) = Default::default();
-        Worker { shared, duty, open: None, items, results, wakers, exchange, failures: 0 }
+        Worker { shared, duty, open: None, items, results, wakers, exchange, flight: None, failures: 0 }
     }
 
     /// Ends only when its task is aborted.
     pub(crate) async fn run(mut self) {
         loop {
             if !self.is_aimed() {
+                self.land();
                 self.open = None;
                 self.wait_for_work().await;
                 self.connect().await;
                 continue;
             }
-            match self.shared.queue.take(self.duty.kinds(), self.shared.limits, &mut self.items) {
-                Some(kind) => {
+            let landed = self.flight.take();
+            match self.shared.queue.take(self.duty.kinds(), self.shared.limits, landed, &mut self.items) {
+                Some((kind, flight)) => {
+                    self.flight = Some(flight);
                     if let Duty::Led { queries_first } = &mut self.duty {
                         // They take turns, so that neither starves.
                         *queries_first = kind == Kind::Command;
@@ -107,6 +114,12 @@ impl Worker {
                 }
                 None => self.idle().await,
             }
+        }
+    }
+
+    fn land(&mut self) {
+        if let Some(flight) = self.flight.take() {
+            self.shared.queue.land(flight, self.duty.kinds());
         }
     }
 
@@ -182,9 +195,14 @@ impl Worker {
         let exchange = self.exchange.run(wire, kind, &self.items);
         tokio::pin!(exchange);
         loop {
-            let look = (Instant::now() + LOOK_ROUND_AFTER).min(until);
+            let wait = if self.flight.is_some() { HOLDS_BACK } else { LOOK_ROUND_AFTER };
+            let look = (Instant::now() + wait).min(until);
             if let Ok(outcome) = tokio::time::timeout_at(look, &mut exchange).await {
                 return outcome;
+            }
+            if let Some(flight) = self.flight.take() {
+                self.shared.queue.land(flight, self.duty.kinds());
+                continue;
             }
             let broken = |detail: String| {
                 let refusal = Refusal::own("broken", format!("{}: {detail}", cluster.node(*node)));
@@ -286,6 +304,7 @@ impl Worker {
     }
 
     async fn pause(&mut self) {
+        self.land();
         let pause = (PAUSE_MIN * 2u32.pow(self.failures.min(10))).min(PAUSE_MAX);
         self.failures += 1;
         tokio::time::sleep(pause).await;

@@ -191,6 +191,21 @@ async fn a_node_that_is_only_slow_is_waited_for() {
 }
 
 #[tokio::test]
+async fn what_takes_long_holds_nobody_back() {
+    let fake = Fake::start(1).await;
+    let client = fake.builder().build().unwrap();
+    fake.fault(0, Fault::Hang);
+    let hanging = client.clone();
+    let hanging = tokio::spawn(async move { join_all((0..3).map(|_| hanging.put("/hangs", ""))).await });
+    while fake.state().seen.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(fake.state().seen[0].1.len(), 3);
+    tokio::time::timeout(SOON, client.put("/a", "")).await.expect("one isn't held back by three").unwrap();
+    hanging.abort();
+}
+
+#[tokio::test]
 async fn the_deadline_says_what_is_known() {
     let fake = Fake::start(1).await;
     let client = fake.builder().deadline(SOON).connections(1).build().unwrap();
