@@ -170,12 +170,14 @@ impl Queue {
         let sequence = inner.next_sequence;
         let place = inner.callers.vacant_key();
         let ticket = Ticket { place, sequence };
-        let state = State::Waiting(Item { ticket, load, alone: false, repeatable });
+        let item = Item { ticket, load, alone: false, repeatable };
+        let is_lonely = item.is_lonely();
+        let state = State::Waiting(item);
         inner.callers.insert(Caller { sequence, bytes, kind, waker: None, state, doubt: false, refusal: None });
         let line = &mut inner.lines[kind as usize].tickets;
         line.push_back(ticket);
         // A line that was ready before has been told of, and whoever leaves some of it tells the next one.
-        let tell = inner.lines[kind as usize].waiting() == inner.enough(kind);
+        let tell = is_lonely || inner.lines[kind as usize].waiting() == inner.enough(kind);
         drop(inner);
         if tell {
             self.notify(kind).notify_one();
@@ -397,6 +399,10 @@ impl Waiting {
         let caller = inner.remove(ticket);
         if matches!(caller.state, State::Waiting(_)) {
             inner.note_gone(caller.kind);
+            // It may have stood before an explicit batch, which waits for nobody.
+            if inner.is_ready(caller.kind) {
+                self.queue.notify(caller.kind).notify_one();
+            }
         }
         Some(caller)
     }

@@ -131,12 +131,19 @@ fn explicit_batches_neither_hold_back_nor_are_held_back() {
     let queue = queue();
     let many = || Load::Many(vec![request(Method::Put, "/m", ""); 5]);
     let take = || queue.take(&[Kind::Command], LIMITS, None, &mut Vec::new()).is_some();
+    let told = || queue.told(&[Kind::Command]).now_or_never().is_some();
     let _first = queue.push(many(), Kind::Command, false).unwrap();
-    assert!(take());
-    let _second = [push(&queue, "/a"), push(&queue, "/b")];
-    assert!(take(), "an explicit batch is on its way");
+    assert!(told() && take());
+    let _second = ["/a", "/b", "/c"].map(|path| push(&queue, path));
+    assert!(told() && take(), "an explicit batch is on its way");
     let _third = queue.push(many(), Kind::Command, false).unwrap();
-    assert!(take(), "two are on their way");
+    assert!(told() && take(), "three are on their way");
+    let fourth = push(&queue, "/d");
+    assert!(!take() && !told(), "one beside three");
+    let _fifth = queue.push(many(), Kind::Command, false).unwrap();
+    assert!(told() && !take(), "it isn't in front");
+    drop(fourth);
+    assert!(told() && take());
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! One task for each connection. When it is free, it takes what waits and sends it as one request; nothing waits for a
-//! timer. It decides what is sent again. Next: `client.rs`.
+//! One task for each connection. When it is free, it takes what waits and sends it as one request, if it is as much as
+//! the largest one on its way, or that one takes long. It decides what is sent again. Next: `client.rs`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -139,14 +139,15 @@ impl Link {
 
     /// The follower refused to append behind an entry that it doesn't have. openraft goes back from there and tries again
     /// at once, but never behind what the follower has acknowledged: to one that lost that it would send the same for ever.
-    async fn lacks(&mut self, entry: LogId) {
+    fn lacks(&mut self, entry: LogId) {
         let times = self.lacked.filter(|(lacked, _)| *lacked == entry).map_or(0, |(_, times)| times + 1);
         self.lacked = Some((entry, times));
         if times == 1 {
             tracing::warn!("node {} still lacks the entry {entry}; has it lost what it acknowledged?", self.target);
         }
+        // The connection ends with the refusal; the next one comes no sooner than to a node that is down.
         if times > 0 {
-            tokio::time::sleep(RETRY).await;
+            self.failed = Some(Instant::now());
         }
     }
 
@@ -342,7 +343,7 @@ async fn next_answer<'s>(session: Option<AppendSession<'s>>) -> Option<(AppendAn
                     continue;
                 }
                 if let Err(StreamAppendError::Conflict(lacks)) = &result {
-                    session.link.lacks(*lacks).await;
+                    session.link.lacks(*lacks);
                 }
                 // After a conflict or a higher vote both sides drop the connection: what was pipelined is void.
                 let next = result.is_ok().then_some(session);
