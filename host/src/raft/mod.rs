@@ -41,7 +41,7 @@ use compaction::Compaction;
 use hand_over::Lead;
 use identity::Identity;
 use network::snapshots::Serving;
-use network::{Installer, Links, Peers, Served};
+use network::{Installer, Interests, Links, Peers, Served};
 use room::Rooms;
 use types::{Member, NodeId, TypeConfig};
 
@@ -151,8 +151,14 @@ impl Consensus {
         let peers = Arc::new(Peers::new(dir.clone(), identity, addresses));
         let clocks = Arc::new(Clocks::default());
         let rooms = Arc::new(Rooms::new(parts.space));
-        let links =
-            Links { peers: peers.clone(), clocks: clocks.clone(), rooms: rooms.clone(), serving: serving.clone() };
+        let interests = Arc::<Interests>::default();
+        let links = Links {
+            peers: peers.clone(),
+            clocks: clocks.clone(),
+            rooms: rooms.clone(),
+            serving: serving.clone(),
+            interests: interests.clone(),
+        };
         let raft = Raft::new(identity.node, Arc::new(config.validate()?), links, log.clone(), state_machine).await?;
         let members = raft.server_metrics();
         let lookup = move |id| {
@@ -189,6 +195,7 @@ impl Consensus {
             audit,
             space: rooms.space.clone(),
             serving: serving.clone(),
+            interests,
             installer: installer.clone(),
         };
         tasks.spawn(network::serve(listener, Arc::new(served)));

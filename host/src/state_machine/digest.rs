@@ -112,20 +112,22 @@ const PIECES_BYTES: usize = 16 << 10;
 
 impl Chain {
     fn new() -> Self {
-        Chain { hasher: blake3::Hasher::new(), gathered: Vec::with_capacity(2 * PIECES_BYTES) }
+        Chain { hasher: blake3::Hasher::new(), gathered: Vec::with_capacity(PIECES_BYTES) }
     }
 
-    fn raw(&mut self, bytes: &[u8]) {
-        if bytes.len() >= PIECES_BYTES {
-            self.hasher.update(&self.gathered).update(bytes);
+    fn raw(&mut self, mut bytes: &[u8]) {
+        let missing = PIECES_BYTES - self.gathered.len();
+        if bytes.len() >= missing {
+            // Pieces are counted from the beginning of all: whatever comes in one part has to begin with a whole one.
+            let (filling, behind) = bytes.split_at(missing);
+            self.gathered.extend_from_slice(filling);
+            self.hasher.update(&self.gathered);
             self.gathered.clear();
-            return;
+            let (whole, rest) = behind.split_at(behind.len() / PIECES_BYTES * PIECES_BYTES);
+            self.hasher.update(whole);
+            bytes = rest;
         }
         self.gathered.extend_from_slice(bytes);
-        if self.gathered.len() >= PIECES_BYTES {
-            self.hasher.update(&self.gathered[..PIECES_BYTES]);
-            self.gathered.drain(..PIECES_BYTES);
-        }
     }
 
     fn finish(mut self) -> [u8; 32] {

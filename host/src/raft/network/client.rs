@@ -26,6 +26,7 @@ use super::super::room::Rooms;
 use super::super::types::{LogId, Member, NodeId, SnapshotFile, TypeConfig, Vote};
 use super::frame::{FrameReader, FrameWriter, Outgoing};
 use super::handshake::Peers;
+use super::interest::{Interest, Interests};
 use super::message::{Answer, Call, Message, invalid};
 use super::pipeline::{Closing, Pipeline, Requests};
 use super::snapshots::{Offer, Serving};
@@ -48,6 +49,7 @@ pub struct Links {
     pub clocks: Arc<Clocks>,
     pub rooms: Arc<Rooms>,
     pub serving: Arc<Serving>,
+    pub interests: Arc<Interests>,
 }
 
 /// A connection to one peer, opened when first used.
@@ -60,6 +62,7 @@ pub struct Link {
     clocks: Arc<Clocks>,
     rooms: Arc<Rooms>,
     serving: Arc<Serving>,
+    interest: Arc<Interest>,
     open: Option<(FrameReader, FrameWriter)>,
     /// When the last attempt to connect failed, if it did.
     failed: Option<Instant>,
@@ -83,6 +86,7 @@ impl RaftNetworkFactory<TypeConfig> for Links {
             clocks: self.clocks.clone(),
             rooms: self.rooms.clone(),
             serving: self.serving.clone(),
+            interest: self.interests.of(target),
             open: None,
             failed: None,
             refused: None,
@@ -223,7 +227,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
             let (reader, writer) = self.take().await?;
             let (sent, expected) = mpsc::unbounded_channel();
             let pipeline = Pipeline::default();
-            let input = Requests { input, pipeline: pipeline.clone() };
+            let input = Requests::new(input, pipeline.clone(), self.interest.clone());
             // A set, because it aborts its task when it is dropped.
             let mut sender = JoinSet::new();
             sender.spawn(send_all(input, writer, sent));

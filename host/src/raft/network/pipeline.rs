@@ -1,20 +1,32 @@
-//! Appends on their way to one follower. Owns the rule which of its answers openraft is told: openraft takes an answer
+//! Appends on their way to one follower. Owns two rules.
+//!
+//! Which of its answers openraft is told: openraft takes an answer
 //! for one to all requests that end at or before the entry it names, and a leader whose requests are answered is still
 //! the leader. That is wrong of a request without entries behind it, which ends at the same entry and may have been sent
 //! much later: an answer that was held up in the network would confirm a leader that the follower has left since, and
-//! with it a stale read. So such an answer is kept back, and the later one told instead. Knows no connection.
-//! Used by `client.rs`.
+//! with it a stale read. So such an answer is kept back, and the later one told instead.
+//!
+//! Which requests are sent: one without entries that tells of a commit waits for the next entries, which tell of it too.
+//! To send and answer it costs either side as much as entries do, and nobody waits for the follower's state if its node
+//! asks nothing of the leader (`interest.rs`). Knows no connection. Used by `client.rs`.
 
 use std::collections::VecDeque;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use openraft::entry::RaftEntry;
 use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
+use tokio::time::Sleep;
 
 use super::super::types::{LogId, TypeConfig};
+use super::interest::Interest;
+
+/// A commit that nobody asks for is told by itself after so long.
+const HOLD: Duration = Duration::from_millis(2);
 
 /// Both ends of the pipeline have one.
 #[derive(Clone, Default)]
@@ -22,7 +34,8 @@ pub(super) struct Pipeline(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    /// Behind which entry each request begins that has no answer, and with which it ends; the oldest first.
+    /// Behind which entry each request begins that has no answer, and with which it ends; the oldest first. None: it
+    /// took the place of one that was never sent, so that no earlier answer may speak for what lies before it.
     unanswered: VecDeque<(Option<LogId>, Option<LogId>)>,
     /// openraft has been told an answer and hasn't asked for the next one: what it counts as answered isn't settled, so
     /// no request may be made meanwhile.
@@ -73,8 +86,36 @@ impl Pipeline {
 
 /// openraft's requests, noted as they are made.
 pub(super) struct Requests<S> {
-    pub input: S,
-    pub pipeline: Pipeline,
+    input: S,
+    pipeline: Pipeline,
+    interest: Arc<Interest>,
+    held: Option<Held>,
+    ended: bool,
+}
+
+/// A request that only tells of a commit. It was made, so openraft counts on an answer to it.
+struct Held {
+    request: AppendEntriesRequest<TypeConfig>,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl<S> Requests<S> {
+    pub(super) fn new(input: S, pipeline: Pipeline, interest: Arc<Interest>) -> Self {
+        Requests { input, pipeline, interest, held: None, ended: false }
+    }
+
+    /// Whether the request may wait for entries. Not while one before it isn't committed: the answers to those would be
+    /// kept back for as long.
+    fn may_wait(&self, request: &AppendEntriesRequest<TypeConfig>) -> bool {
+        request.entries.is_empty()
+            && request.prev_log_id.is_some()
+            && request.leader_commit == request.prev_log_id
+            && !self.interest.is_recent()
+    }
+
+    fn send_held(&mut self) -> Option<AppendEntriesRequest<TypeConfig>> {
+        self.held.take().map(|held| held.request)
+    }
 }
 
 impl<S> Stream for Requests<S>
@@ -84,9 +125,10 @@ where
     type Item = AppendEntriesRequest<TypeConfig>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Requests { input, pipeline } = self.get_mut();
+        let this = self.get_mut();
+        let pipeline = this.pipeline.clone();
         let mut state = pipeline.lock();
-        if state.closed {
+        if state.closed || this.ended {
             return Poll::Ready(None);
         }
         if state.telling {
@@ -94,12 +136,29 @@ where
             return Poll::Pending;
         }
         // Under the lock: openraft notes the request, with its time, while it is made.
-        let next = input.poll_next_unpin(cx);
-        if let Poll::Ready(Some(request)) = &next {
+        while let Poll::Ready(next) = this.input.poll_next_unpin(cx) {
+            let Some(request) = next else {
+                this.ended = true;
+                return Poll::Ready(this.send_held());
+            };
             let end = request.entries.last().map(RaftEntry::log_id).or(request.prev_log_id);
-            state.unanswered.push_back((request.prev_log_id, end));
+            let mut prev = request.prev_log_id;
+            if this.held.take().is_some() {
+                state.unanswered.pop_back();
+                prev = None;
+            }
+            state.unanswered.push_back((prev, end));
+            if !this.may_wait(&request) {
+                return Poll::Ready(Some(request));
+            }
+            this.held = Some(Held { request, timer: Box::pin(tokio::time::sleep(HOLD)) });
         }
-        next
+        let Some(held) = &mut this.held else { return Poll::Pending };
+        this.interest.register(cx.waker());
+        if held.timer.as_mut().poll(cx).is_ready() || this.interest.is_recent() {
+            return Poll::Ready(this.send_held());
+        }
+        Poll::Pending
     }
 }
 
@@ -107,6 +166,7 @@ where
 mod tests {
     use futures_util::FutureExt;
     use futures_util::stream;
+    use tokio::sync::mpsc::UnboundedSender;
 
     use super::*;
     use crate::log::tests::support::entries;
@@ -120,12 +180,17 @@ mod tests {
         AppendEntriesRequest { vote, prev_log_id: Some(log_id(1, prev)), entries, leader_commit: None }
     }
 
+    /// Without entries, behind `prev`.
+    fn tells_commit(prev: u64, commit: u64) -> AppendEntriesRequest<TypeConfig> {
+        AppendEntriesRequest { leader_commit: Some(log_id(1, commit)), ..request(prev, prev) }
+    }
+
     fn requests(
         pipeline: &Pipeline,
         ends: &[(u64, u64)],
     ) -> Requests<impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin> {
         let requests: Vec<_> = ends.iter().map(|(prev, last)| request(*prev, *last)).collect();
-        Requests { input: stream::iter(requests), pipeline: pipeline.clone() }
+        Requests::new(stream::iter(requests), pipeline.clone(), Arc::default())
     }
 
     fn matching(index: u64) -> StreamAppendResult<TypeConfig> {
@@ -174,7 +239,7 @@ mod tests {
         let pipeline = Pipeline::default();
         let lock = pipeline.clone();
         let input = stream::iter([request(0, 5)]).inspect(move |_| assert!(lock.0.try_lock().is_err()));
-        let mut requests = Requests { input, pipeline };
+        let mut requests = Requests::new(input, pipeline, Arc::default());
         assert!(requests.next().now_or_never().flatten().is_some());
     }
 
@@ -198,5 +263,80 @@ mod tests {
         let asked = async { pipeline.asked() };
         let (next, ()) = tokio::join!(requests.next(), asked);
         assert!(next.is_some(), "it is woken");
+    }
+
+    /// What makes requests, and the requests.
+    fn channel(
+        pipeline: Pipeline,
+        interest: Arc<Interest>,
+    ) -> (
+        UnboundedSender<AppendEntriesRequest<TypeConfig>>,
+        Requests<impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin>,
+    ) {
+        let (sender, input) = tokio::sync::mpsc::unbounded_channel();
+        let input = stream::unfold(input, |mut input| async move { input.recv().await.map(|next| (next, input)) });
+        (sender, Requests::new(Box::pin(input), pipeline, interest))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_commit_goes_with_the_next_entries_and_its_time_is_vouched_for_by_their_answer_alone() {
+        let pipeline = Pipeline::default();
+        let (sender, mut requests) = channel(pipeline.clone(), Arc::default());
+        sender.send(request(0, 5)).unwrap();
+        assert!(requests.next().now_or_never().flatten().is_some());
+        sender.send(tells_commit(5, 5)).unwrap();
+        assert!(requests.next().now_or_never().is_none(), "it waits");
+        sender.send(request(5, 9)).unwrap();
+        let sent = requests.next().now_or_never().flatten().unwrap();
+        assert_eq!(sent.entries.len(), 4, "they are sent in its place");
+        assert!(requests.next().now_or_never().is_none());
+        assert!(!pipeline.answered(&matching(5)), "openraft would count the one that was never sent as answered");
+        assert!(pipeline.answered(&matching(9)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_commit_without_entries_behind_it_is_told_after_a_while() {
+        let pipeline = Pipeline::default();
+        let (sender, mut requests) = channel(pipeline.clone(), Arc::default());
+        sender.send(request(0, 5)).unwrap();
+        assert!(requests.next().now_or_never().flatten().is_some());
+        sender.send(tells_commit(5, 5)).unwrap();
+        let started = tokio::time::Instant::now();
+        assert_eq!(requests.next().await.unwrap().leader_commit, Some(log_id(1, 5)));
+        assert!((HOLD..2 * HOLD).contains(&started.elapsed()));
+        assert!(!pipeline.answered(&matching(5)), "the commit has an answer to come");
+        assert!(pipeline.answered(&matching(5)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_commit_is_told_at_once_if_somebody_waits_for_it() {
+        let pipeline = Pipeline::default();
+        let interest = Arc::<Interest>::default();
+        let (sender, mut requests) = channel(pipeline, interest.clone());
+        sender.send(tells_commit(5, 5)).unwrap();
+        assert!(requests.next().now_or_never().is_none(), "nobody does");
+        let started = tokio::time::Instant::now();
+        let asked = async { interest.asked() };
+        let (sent, ()) = tokio::join!(requests.next(), asked);
+        assert!(sent.is_some());
+        sender.send(tells_commit(5, 5)).unwrap();
+        assert!(requests.next().now_or_never().flatten().is_some(), "the node asked just now");
+        assert_eq!(started.elapsed(), Duration::ZERO);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        sender.send(tells_commit(5, 5)).unwrap();
+        assert!(requests.next().now_or_never().is_none(), "that was long ago");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_commit_is_told_at_once_while_more_is_to_be_committed_and_at_the_end() {
+        let (sender, mut requests) = channel(Pipeline::default(), Arc::default());
+        sender.send(request(0, 9)).unwrap();
+        assert!(requests.next().now_or_never().flatten().is_some());
+        sender.send(tells_commit(9, 5)).unwrap();
+        assert!(requests.next().now_or_never().flatten().is_some(), "the answers before it would be kept back");
+        sender.send(tells_commit(9, 9)).unwrap();
+        drop(sender);
+        assert!(requests.next().now_or_never().flatten().is_some(), "no entries will come");
+        assert!(matches!(requests.next().now_or_never(), Some(None)));
     }
 }

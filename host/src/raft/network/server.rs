@@ -28,6 +28,7 @@ use super::super::types::{Entry, Kind, TypeConfig};
 use super::frame::{FrameReader, FrameWriter, Outgoing};
 use super::handshake::{Caller, Peers, split};
 use super::install::Installer;
+use super::interest::Interests;
 use super::message::{Answer, Appended, Call, Message};
 use super::snapshots::Serving;
 use crate::log::Space;
@@ -53,6 +54,7 @@ pub struct Served {
     pub audit: Arc<Audit>,
     pub space: Space,
     pub serving: Arc<Serving>,
+    pub interests: Arc<Interests>,
     pub installer: Arc<Installer>,
 }
 
@@ -139,6 +141,7 @@ async fn read_all(
 ) -> io::Result<()> {
     let mut tasks = JoinSet::new();
     let mut appends: Option<mpsc::Sender<AppendEntriesRequest<TypeConfig>>> = None;
+    let interest = served.interests.of(caller.node);
     loop {
         let message = tokio::select! {
             frame = reader.next() => Message::read(frame?)?,
@@ -176,8 +179,12 @@ async fn read_all(
                     return Ok(());
                 }
             }
-            Message::Forward(forward) => served.proposals.forwarded(caller.node, forward, out.clone()).await,
+            Message::Forward(forward) => {
+                interest.asked();
+                served.proposals.forwarded(caller.node, forward, out.clone()).await;
+            }
             Message::ReadIndex { round } => {
+                interest.asked();
                 let (proposals, out) = (served.proposals.clone(), out.clone());
                 tasks.spawn(async move {
                     let index = proposals.confirmed_index().await;
