@@ -33,7 +33,7 @@ impl Builder {
     pub(crate) fn new<U: Into<String>>(urls: impl IntoIterator<Item = U>) -> Builder {
         Builder {
             urls: urls.into_iter().map(Into::into).collect(),
-            connections: 2,
+            connections: 4,
             bulk_requests: 4096,
             bulk_bytes: 1 << 20,
             batching: true,
@@ -47,7 +47,9 @@ impl Builder {
     }
 
     /// Connections to the leader, and to each node for stale queries; they are opened when there is something to send.
-    /// 1 to 1,024, default 2. Without batching this is how many requests can be on their way at a time: raise it.
+    /// 1 to 1,024, default 4. What waits is sent together, so most programs use one or two of them; explicit batches
+    /// travel alone, and use as many as there are. Without batching this is how many requests can be on their way at a
+    /// time: raise it.
     pub fn connections(self, connections: usize) -> Builder {
         Builder { connections, ..self }
     }
