@@ -27,6 +27,10 @@ use super::interest::Interest;
 
 /// A commit that nobody asks for is told by itself after so long.
 const HOLD: Duration = Duration::from_millis(2);
+/// Of a follower that always answers later than a majority each answer is kept back for the next one's sake, if entries
+/// take the place of every commit: after so many nothing is held until one could be told, or openraft would never know
+/// what that follower has.
+const KEPT_BACK_MAX: u32 = 8;
 
 /// Both ends of the pipeline have one.
 #[derive(Clone, Default)]
@@ -37,6 +41,8 @@ struct State {
     /// Behind which entry each request begins that has no answer, and with which it ends; the oldest first. None: it
     /// took the place of one that was never sent, so that no earlier answer may speak for what lies before it.
     unanswered: VecDeque<(Option<LogId>, Option<LogId>)>,
+    /// Answers in a row that openraft wasn't told.
+    kept_back: u32,
     /// openraft has been told an answer and hasn't asked for the next one: what it counts as answered isn't settled, so
     /// no request may be made meanwhile.
     telling: bool,
@@ -76,6 +82,7 @@ impl Pipeline {
             Err(_) => true,
         };
         state.telling = tells;
+        state.kept_back = if tells { 0 } else { state.kept_back + 1 };
         tells
     }
 
@@ -148,7 +155,7 @@ where
                 prev = None;
             }
             state.unanswered.push_back((prev, end));
-            if !this.may_wait(&request) {
+            if state.kept_back >= KEPT_BACK_MAX || !this.may_wait(&request) {
                 return Poll::Ready(Some(request));
             }
             this.held = Some(Held { request, timer: Box::pin(tokio::time::sleep(HOLD)) });
@@ -338,5 +345,27 @@ mod tests {
         drop(sender);
         assert!(requests.next().now_or_never().flatten().is_some(), "no entries will come");
         assert!(matches!(requests.next().now_or_never(), Some(None)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn openraft_hears_of_a_follower_that_is_always_later_than_the_others() {
+        let pipeline = Pipeline::default();
+        let (sender, mut requests) = channel(pipeline.clone(), Arc::default());
+        let mut unanswered = VecDeque::new();
+        let mut told = 0;
+        for round in 0..100 {
+            sender.send(request(round, round + 1)).unwrap();
+            // What others acknowledged is committed before this one has answered.
+            sender.send(tells_commit(round + 1, round + 1)).unwrap();
+            while let Some(Some(_)) = requests.next().now_or_never() {
+                unanswered.push_back(round + 1);
+            }
+            while unanswered.len() > 1 {
+                told += u32::from(pipeline.answered(&matching(unanswered.pop_front().unwrap())));
+                pipeline.asked();
+            }
+        }
+        assert!(told >= 100 / (KEPT_BACK_MAX + 2), "{told}");
+        assert!(told < 50, "{told}: nothing was held");
     }
 }
