@@ -123,7 +123,10 @@ impl Form {
             let (bytes, max) = (archive.len(), limits.bulk_bytes_max);
             return Err(Problem::batch_too_large(format!("the archived batch has {bytes} bytes, {max} are allowed")));
         }
-        let batch = Batch::access(&archive).map_err(|e| Problem::bad_batch(format!("the body is {e}")))?;
+        let batch = Batch::access(&archive).map_err(|_| {
+            // What the library knows beyond that it says in debug builds only.
+            Problem::bad_batch(format!("the body, of {} bytes, is not a valid archive of a batch", archive.len()))
+        })?;
         let checked = check::check(batch, &Bounds::of(limits)).map_err(|fault| self.problem(fault))?;
         let count = batch.commands.len();
         Ok(Accepted { archive: archive.into(), count, checked })
