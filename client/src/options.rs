@@ -48,8 +48,8 @@ impl Builder {
 
     /// Connections to the leader, and to each node for stale queries; they are opened when there is something to send.
     /// 1 to 1,024, default 4. What waits is sent together, so most programs keep one or two of them busy; explicit
-    /// batches travel alone, and keep as many busy as there are. Without batching this is how many requests can be on their way at a
-    /// time: raise it.
+    /// batches travel alone, and keep as many busy as there are. Without batching this is how many requests can be on
+    /// their way at a time: raise it.
     pub fn connections(self, connections: usize) -> Builder {
         Builder { connections, ..self }
     }

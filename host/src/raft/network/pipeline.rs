@@ -1,10 +1,10 @@
 //! Appends on their way to one follower. Owns two rules.
 //!
-//! Which of its answers openraft is told: openraft takes an answer
-//! for one to all requests that end at or before the entry it names, and a leader whose requests are answered is still
-//! the leader. That is wrong of a request without entries behind it, which ends at the same entry and may have been sent
-//! much later: an answer that was held up in the network would confirm a leader that the follower has left since, and
-//! with it a stale read. So such an answer is kept back, and the later one told instead.
+//! Which of its answers openraft is told: openraft takes an answer for one to all requests that end at or before the
+//! entry it names, and a leader whose requests are answered is still the leader. That is wrong of a request without
+//! entries behind it, which ends at the same entry and may have been sent much later: an answer that was held up in the
+//! network would confirm a leader that the follower has left since, and with it a stale read. So such an answer is kept
+//! back, and the later one told instead.
 //!
 //! Which requests are sent: one without entries that tells of a commit waits for the next entries, which tell of it too.
 //! To send and answer it costs either side as much as entries do, and nobody waits for the follower's state if its node
