@@ -33,6 +33,7 @@ struct Tag {
 
 impl Conditions {
     /// `Err` is the 400 for headers that aren't lists of entity tags.
+    #[inline(always)]
     pub fn of(request: &ArchivedRequest) -> Result<Self, Reply> {
         if request.headers.is_empty() {
             return Ok(Conditions { if_match: None, if_none_match: None });

@@ -41,9 +41,12 @@ impl Reply {
     }
 
     /// Adds a header; `name` in lower case. See [`crate::limits`] for how many and how long.
+    #[inline(always)]
     pub fn with_header(mut self, name: &str, value: impl Into<Vec<u8>>) -> Self {
         // Few replies have a second one, and room for four costs more than to make room again.
-        self.headers.reserve_exact(1);
+        if self.headers.is_empty() {
+            self.headers = Vec::with_capacity(1);
+        }
         self.headers.push(Header { name: name.into(), value: value.into() });
         self
     }

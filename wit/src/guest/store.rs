@@ -86,6 +86,7 @@ impl Store {
     }
 
     /// True if the key was there before.
+    #[inline(always)]
     pub fn set(&mut self, key: &[u8], value: &[u8]) -> bool {
         self.0.0.set(key, value)
     }
