@@ -39,6 +39,8 @@ pub(crate) struct Measured {
     pub refused: Option<u64>,
     pub ops_per_second: f64,
     pub latency_us: Latency,
+    pub read_latency_us: Option<Latency>,
+    pub write_latency_us: Option<Latency>,
     pub mean_batch: Option<f64>,
     /// Of the three nodes together, when it was over.
     #[serde(skip)]

@@ -6,7 +6,7 @@ use anyhow::Result;
 use xshell::{Shell, cmd};
 
 use super::scenarios::Scenario;
-use super::{Measured, Results};
+use super::{Latency, Measured, Results};
 
 /// The whole file.
 pub fn write(sh: &Shell, scenarios: &[Scenario], results: &Results, rounds: usize, etcd: bool) -> Result<String> {
@@ -78,6 +78,9 @@ fn table(text: &mut String, scenario: &Scenario, results: &Results) -> std::fmt:
     Ok(())
 }
 
+const READS: fn(&Measured) -> Option<Latency> = |m| m.read_latency_us;
+const WRITES: fn(&Measured) -> Option<Latency> = |m| m.write_latency_us;
+
 /// What else must be known of a run.
 fn notes(rounds: &[Measured]) -> String {
     let errors: u64 = rounds.iter().map(|m| m.errors).sum();
@@ -89,6 +92,12 @@ fn notes(rounds: &[Measured]) -> String {
     if rounds.iter().any(|m| m.refused.is_some()) {
         let refused = median(rounds, |m| m.refused.unwrap_or(0) as f64 / m.ops as f64 * 100.0);
         let _ = write!(notes, "; {refused:.0} % refused");
+    }
+    for (name, pick) in [("reads", READS), ("writes", WRITES)] {
+        if rounds.iter().all(|m| pick(m).is_some()) {
+            let ms = |of: fn(&Latency) -> u64| median(rounds, |m| pick(m).as_ref().map_or(0, of) as f64 / 1e3);
+            let _ = write!(notes, "; {name} p50 {:.2}, p99 {:.2} ms", ms(|l| l.p50), ms(|l| l.p99));
+        }
     }
     notes
 }

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::batched::Batched;
 use super::direct::{self, Direct};
 use super::etcd::Etcd;
-use super::tally::Tally;
+use super::tally::{Did, Tally};
 use super::workload::Workload;
 use crate::cli::http::Url;
 
@@ -168,17 +168,17 @@ impl Client {
         while let Some(ops) = tally.take() {
             let begun = Instant::now();
             let op = ops.start;
-            let done = if self.workload.reads(op) && !self.written.is_empty() {
+            let (did, done) = if self.workload.reads(op) && !self.written.is_empty() {
                 let earlier = self.written[self.workload.pick(op, self.written.len())];
-                self.sender.read(earlier, &tally).await
+                (Did::Read, self.sender.read(earlier, &tally).await)
             } else {
                 let done = self.sender.write(ops.clone(), &tally).await;
                 if done.is_ok() {
                     self.written.extend(ops.clone());
                 }
-                done
+                (Did::Write, done)
             };
-            note(done, ops.end - ops.start, begun, &tally).await;
+            note(did, done, ops.end - ops.start, begun, &tally).await;
         }
         self
     }
@@ -188,15 +188,15 @@ impl Client {
         for op in ops.iter() {
             let begun = Instant::now();
             let done = self.sender.read(*op, &tally).await;
-            note(done, 1, begun, &tally).await;
+            note(Did::Read, done, 1, begun, &tally).await;
         }
         self
     }
 }
 
-async fn note(done: Result<(), Failed>, ops: u64, begun: Instant, tally: &Tally) {
+async fn note(did: Did, done: Result<(), Failed>, ops: u64, begun: Instant, tally: &Tally) {
     match done {
-        Ok(()) => tally.succeeded(ops, begun.elapsed()),
+        Ok(()) => tally.succeeded(did, ops, begun.elapsed()),
         Err(failed) => {
             tally.failed(ops, &failed.into_error());
             tokio::time::sleep(FAILURE_PAUSE).await;
@@ -236,7 +236,7 @@ pub async fn offer(clients: Vec<Client>, rate: u64, tally: &Rc<Tally>) -> anyhow
             requests.spawn_local(async move {
                 let count = ops.end - ops.start;
                 match sender.write(ops, &tally).await {
-                    Ok(()) => tally.succeeded(count, was_due.elapsed()),
+                    Ok(()) => tally.succeeded(Did::Write, count, was_due.elapsed()),
                     Err(Failed::Refused(_)) => tally.refused(count),
                     Err(Failed::Broken(error)) => tally.failed(count, &error),
                 }

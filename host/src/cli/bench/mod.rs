@@ -270,7 +270,7 @@ async fn run_phases(args: &BenchArgs, urls: &[Url], workload: Workload) -> anyho
     drop(shown);
 
     let failures = Failures { errors: tally.errors(), refused: tally.refusals() };
-    let mut report = Report::new(args.setup(), tally.done(), failures, seconds, &tally.latency_us());
+    let mut report = Report::new(args.setup(), tally.done(), failures, seconds, &tally.read_us(), &tally.write_us());
     if is_raftlet {
         report.mean_batch = BatchCounts::mean_batch(&before, &batch_counts(urls).await);
     }

@@ -22,6 +22,9 @@ pub struct Report {
     pub ops_per_second: f64,
     /// Of successful requests; with a rate, from when each was due.
     pub latency_us: Latency,
+    /// Of the reads and of the writes among them. None: not both were made.
+    pub read_latency_us: Option<Latency>,
+    pub write_latency_us: Option<Latency>,
     /// Commands per sealed batch, while the operations ran. None: the nodes' metrics don't say.
     pub mean_batch: Option<f64>,
     /// Keys that were read back and had the right value. None: not asked for.
@@ -83,7 +86,18 @@ pub struct Failures {
 }
 
 impl Report {
-    pub fn new(setup: Setup, ops: u64, failed: Failures, seconds: f64, latency_us: &Histogram<u64>) -> Report {
+    /// `read_us` and `write_us`: of requests that were answered.
+    pub fn new(
+        setup: Setup,
+        ops: u64,
+        failed: Failures,
+        seconds: f64,
+        read_us: &Histogram<u64>,
+        write_us: &Histogram<u64>,
+    ) -> Report {
+        let mut all_us = read_us.clone();
+        all_us.add(write_us).expect("both have the same bounds");
+        let mixed = !read_us.is_empty() && !write_us.is_empty();
         let Failures { errors, refused } = failed;
         let succeeded = ops - errors - refused;
         let per_second = if seconds > 0.0 { succeeded as f64 / seconds } else { 0.0 };
@@ -94,7 +108,9 @@ impl Report {
             errors,
             seconds: (seconds * 1e6).round() / 1e6,
             ops_per_second: rounded(per_second),
-            latency_us: Latency::of(latency_us),
+            latency_us: Latency::of(&all_us),
+            read_latency_us: mixed.then(|| Latency::of(read_us)),
+            write_latency_us: mixed.then(|| Latency::of(write_us)),
             mean_batch: None,
             verified: None,
             retries: None,
@@ -119,6 +135,11 @@ impl Report {
             ["latency p99.9".into(), ms(l.p999)],
             ["latency max".into(), ms(l.max)],
         ];
+        for (name, latency) in [("reads", &self.read_latency_us), ("writes", &self.write_latency_us)] {
+            if let Some(l) = latency {
+                rows.push([format!("{name} p50, p99"), format!("{}, {}", ms(l.p50), ms(l.p99))]);
+            }
+        }
         if let Some(refused) = self.refused {
             rows.push(["refused".into(), grouped(refused)]);
         }
@@ -203,7 +224,14 @@ mod tests {
         for us in 1..=1000 {
             histogram.record(us).unwrap();
         }
-        Report::new(setup(), 1010, Failures { errors: 10, refused: 0 }, 0.05, &histogram)
+        Report::new(
+            setup(),
+            1010,
+            Failures { errors: 10, refused: 0 },
+            0.05,
+            &Histogram::new_from(&histogram),
+            &histogram,
+        )
     }
 
     #[test]
@@ -217,7 +245,7 @@ mod tests {
     #[test]
     fn nothing_measured_is_no_division_by_zero() {
         let histogram = Histogram::new_with_bounds(1, 60_000_000, 3).unwrap();
-        let nothing = Report::new(setup(), 5, Failures { errors: 5, refused: 0 }, 0.0, &histogram);
+        let nothing = Report::new(setup(), 5, Failures { errors: 5, refused: 0 }, 0.0, &histogram, &histogram);
         assert_eq!((nothing.ops_per_second, nothing.latency_us.mean, nothing.latency_us.max), (0.0, 0.0, 0));
     }
 
@@ -231,10 +259,11 @@ mod tests {
         let object = serde_json::to_value(report()).unwrap();
         assert_eq!(
             names(&object),
-            "bulk client clients connections errors keys latency_us mean_batch ops ops_per_second rate read_percent refused \
-             retries seconds target value_bytes verified"
+            "bulk client clients connections errors keys latency_us mean_batch ops ops_per_second rate read_latency_us read_percent \
+             refused retries seconds target value_bytes verified write_latency_us"
         );
         assert_eq!(names(&object["latency_us"]), "max mean p50 p90 p99 p999");
+        assert!(object["read_latency_us"].is_null() && object["write_latency_us"].is_null());
         assert!(object["mean_batch"].is_null() && object["verified"].is_null());
         let verified = Report { verified: Some(1000), mean_batch: Some(12.5), ..report() };
         assert_eq!(serde_json::to_value(verified).unwrap()["verified"], 1000);
@@ -244,9 +273,24 @@ mod tests {
     fn what_is_refused_is_no_throughput() {
         let histogram = Histogram::new_with_bounds(1, 1000, 3).unwrap();
         let setup = Setup { rate: Some(100), ..setup() };
-        let report = Report::new(setup, 100, Failures { errors: 10, refused: 40 }, 1.0, &histogram);
+        let report = Report::new(setup, 100, Failures { errors: 10, refused: 40 }, 1.0, &histogram, &histogram);
         assert_eq!((report.ops_per_second, report.refused), (50.0, Some(40)));
         assert!(report.to_table().contains("refused"));
+    }
+
+    #[test]
+    fn reads_and_writes_are_told_apart_if_there_are_both() {
+        let histogram = |us: u64| {
+            let mut histogram = Histogram::new_with_bounds(1, 10_000, 3).unwrap();
+            histogram.record(us).unwrap();
+            histogram
+        };
+        let report = Report::new(setup(), 2, Failures::default(), 1.0, &histogram(200), &histogram(2_000));
+        assert_eq!((report.latency_us.p50, report.latency_us.max), (200, 2_000));
+        assert_eq!(report.read_latency_us.as_ref().map(|l| l.p99), Some(200));
+        assert_eq!(report.write_latency_us.as_ref().map(|l| l.p99), Some(2_000));
+        let text = report.to_table();
+        assert!(text.contains("reads p50, p99") && text.contains("writes p50, p99"), "{text}");
     }
 
     #[test]

@@ -25,13 +25,21 @@ pub struct Tally {
     retries: Cell<u64>,
     refused: Cell<u64>,
     quoted: RefCell<Vec<String>>,
-    latency_us: RefCell<Histogram<u64>>,
+    read_us: RefCell<Histogram<u64>>,
+    write_us: RefCell<Histogram<u64>>,
+}
+
+/// What a request did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Did {
+    Read,
+    Write,
 }
 
 impl Tally {
     /// For `total` operations, or as many as begin within `duration`; `bulk` of them make one request.
     pub fn new(total: u64, duration: Option<Duration>, bulk: u64) -> Rc<Tally> {
-        let histogram = Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("constant bounds");
+        let histogram = || RefCell::new(Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("constant bounds"));
         Rc::new(Tally {
             total,
             until: duration.map(|duration| Instant::now() + duration),
@@ -42,7 +50,8 @@ impl Tally {
             retries: Cell::new(0),
             refused: Cell::new(0),
             quoted: RefCell::default(),
-            latency_us: RefCell::new(histogram),
+            read_us: histogram(),
+            write_us: histogram(),
         })
     }
 
@@ -58,9 +67,13 @@ impl Tally {
     }
 
     /// One request with so many operations.
-    pub fn succeeded(&self, ops: u64, took: Duration) {
+    pub fn succeeded(&self, did: Did, ops: u64, took: Duration) {
         self.done.set(self.done.get() + ops);
-        self.latency_us.borrow_mut().saturating_record(took.as_micros() as u64);
+        let histogram = match did {
+            Did::Read => &self.read_us,
+            Did::Write => &self.write_us,
+        };
+        histogram.borrow_mut().saturating_record(took.as_micros() as u64);
     }
 
     /// The cluster had too much to do, and did nothing of it.
@@ -106,9 +119,14 @@ impl Tally {
         self.quoted.borrow().clone()
     }
 
-    /// Of requests that were answered.
-    pub fn latency_us(&self) -> Histogram<u64> {
-        self.latency_us.borrow().clone()
+    /// Of requests with reads that were answered.
+    pub fn read_us(&self) -> Histogram<u64> {
+        self.read_us.borrow().clone()
+    }
+
+    /// Of requests with writes that were answered.
+    pub fn write_us(&self) -> Histogram<u64> {
+        self.write_us.borrow().clone()
     }
 }
 
@@ -121,11 +139,13 @@ mod tests {
         let tally = Tally::new(25, None, 10);
         let taken: Vec<_> = std::iter::from_fn(|| tally.take()).collect();
         assert_eq!(taken, [0..10, 10..20, 20..25]);
-        tally.succeeded(10, Duration::from_millis(1));
+        tally.succeeded(Did::Write, 10, Duration::from_millis(1));
         tally.refused(10);
         tally.failed(5, &anyhow::anyhow!("oh"));
-        assert_eq!((tally.done(), tally.errors(), tally.refusals(), tally.latency_us().len()), (25, 5, 10, 1));
+        assert_eq!((tally.done(), tally.errors(), tally.refusals(), tally.write_us().len()), (25, 5, 10, 1));
         assert_eq!(tally.quoted(), ["oh"]);
+        tally.succeeded(Did::Read, 1, Duration::from_millis(1));
+        assert_eq!((tally.read_us().len(), tally.write_us().len()), (1, 1));
     }
 
     #[test]
