@@ -1,10 +1,11 @@
 //! One run of a module on one fresh instance: sets it up, calls it, says how it ended. Never decides what happens to
 //! the other commands: that is `apply.rs`.
 
-use wasmtime::Store;
-use wasmtime::component::{ComponentExportIndex, ComponentType, Instance, InstancePre, Lower};
+use wasmtime::{Engine, Store};
 
 use super::apply::Context;
+use super::component::ComponentEntrance;
+use super::core_module::CoreEntrance;
 use super::fault::{End, LocalFault, judge};
 use super::host::{self, Backing, Meter, Room};
 use super::limits::Limits;
@@ -13,10 +14,15 @@ use crate::outcome::{Failure, ModuleReplies};
 
 /// One of the two functions that take a batch, ready to be instantiated.
 pub(super) struct Entrance {
-    pub pre: InstancePre<Room>,
-    pub export: ComponentExportIndex,
+    pub way: Way,
     /// In queries the module need not call `begin`.
     pub begin_required: bool,
+}
+
+/// How the module is run.
+pub(super) enum Way {
+    Core(CoreEntrance),
+    Component(ComponentEntrance),
 }
 
 /// How a run ended.
@@ -43,19 +49,6 @@ pub(super) struct Attempt {
     pub budget: u64,
 }
 
-#[derive(ComponentType, Lower, Clone, Copy)]
-#[component(record)]
-struct WasmContext {
-    #[component(name = "log-index")]
-    log_index: u64,
-    term: u64,
-    #[component(name = "time-ms")]
-    time_ms: u64,
-    #[component(name = "first-command")]
-    first_command: u64,
-    seed: u64,
-}
-
 /// What stays the same between the runs of a batch.
 pub(super) struct Job<'a> {
     pub context: &'a Context,
@@ -76,13 +69,13 @@ impl Entrance {
         ticks: Option<u64>,
     ) -> Result<Attempt, LocalFault> {
         let room = Room::new(backing, job.limits, run.to_vec(), budget);
-        let mut store = Store::new(self.pre.engine(), room);
+        let mut store = Store::new(self.way.engine(), room);
         if let Some(ticks) = ticks {
             store.set_epoch_deadline(ticks);
         }
         // "Empty: all of them" spares the copy.
         let listed = if run.len() == job.count { &[] } else { run };
-        let result = host::prepare(&mut store).and_then(|()| self.call(&mut store, job, listed));
+        let result = host::prepare(&mut store).and_then(|()| self.way.call(&mut store, job, listed));
         let left = store.get_fuel().map_err(|error| LocalFault(format!("{error:#}")))?;
         let verdict = match result {
             Ok(archive) => self.verdict(archive, &store.data().meter, &job.limits),
@@ -92,26 +85,6 @@ impl Entrance {
         let before = meter.budget;
         meter.settle(left);
         Ok(Attempt { verdict, backing, burnt: before - meter.budget, budget: meter.budget })
-    }
-
-    /// That the exports of the world have their types.
-    pub(super) fn check_types(&self, instance: &Instance, store: &mut Store<Room>) -> wasmtime::Result<()> {
-        for export in ["apply", "query"] {
-            instance.get_typed_func::<(WasmContext, &[u8], &[u32]), (Vec<u8>,)>(&mut *store, export)?;
-        }
-        instance.get_typed_func::<(u32,), (Result<(), String>,)>(&mut *store, "migrate")?;
-        Ok(())
-    }
-
-    fn call(&self, store: &mut Store<Room>, job: &Job<'_>, run: &[u32]) -> wasmtime::Result<Vec<u8>> {
-        let instance = self.pre.instantiate(&mut *store)?;
-        // The reply is lifted with its one copy: wasmtime calls the guest's post-return, which frees it, before `call`
-        // returns, so that it can't be read in place afterwards.
-        let function =
-            instance.get_typed_func::<(WasmContext, &[u8], &[u32]), (Vec<u8>,)>(&mut *store, &self.export)?;
-        let Context { log_index, term, time_ms, first_command, seed } = *job.context;
-        let context = WasmContext { log_index, term, time_ms, first_command, seed };
-        Ok(function.call(store, (context, job.batch, run))?.0)
     }
 
     fn verdict(&self, archive: Vec<u8>, meter: &Meter, limits: &Limits) -> Verdict {
@@ -125,6 +98,22 @@ impl Entrance {
                 Some((at, failure)) => Verdict::Culprit(at, failure),
                 None => Verdict::Done(replies),
             },
+        }
+    }
+}
+
+impl Way {
+    pub(super) fn engine(&self) -> &Engine {
+        match self {
+            Way::Core(entrance) => entrance.engine(),
+            Way::Component(entrance) => entrance.engine(),
+        }
+    }
+
+    fn call(&self, store: &mut Store<Room>, job: &Job<'_>, run: &[u32]) -> wasmtime::Result<Vec<u8>> {
+        match self {
+            Way::Core(entrance) => entrance.call(store, job, run),
+            Way::Component(entrance) => entrance.call(store, job, run),
         }
     }
 }

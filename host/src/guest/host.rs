@@ -1,30 +1,30 @@
-//! The imports: what a guest may ask of its host, and what each costs in fuel. Host work is charged before it is done,
-//! so that a command without fuel has no cost. Never decides what a failure means: that is `fault.rs`; the next file
-//! on the way of a batch is `apply.rs`.
+//! What a guest may ask of its host, and what each costs in fuel. Host work is charged before it is done, so that a
+//! command without fuel has no cost. Owns what belongs to one instance; how a call comes in is in `component.rs` and in
+//! `core_imports.rs`. Never decides what a failure means: that is `fault.rs`; the next file on the way of a batch is
+//! `apply.rs`.
 
-use std::mem;
-
-use wasmtime::component::{ComponentType, Lift, Linker, Lower, WasmList, WasmStr};
+use wasmtime::component::{ComponentType, Lift};
 use wasmtime::{ResourceLimiter, StoreContextMut, Trap};
 
+use super::core_module::Guest;
 use super::fault::Stop;
 use super::limits::Limits;
-use super::store::{CommandStore, KeyRange, Order, ReadStore};
+use super::store::{CommandStore, KeyRange, ReadStore};
 
 pub(super) const STORE: &str = "raftlet:machine/store@0.1.0";
 pub(super) const LOG: &str = "raftlet:machine/log@0.1.0";
 pub(super) const TYPES: &str = "raftlet:machine/types@0.1.0";
 
 /// Prices of host work in fuel. Changing one changes replies: raise `SETTINGS_VERSION` in `engine.rs`.
-const FUEL_CALL: u64 = 100;
+pub(super) const FUEL_CALL: u64 = 100;
 /// For each byte of a key, value or message that crosses, beside the copies that the guest makes itself.
-const FUEL_BYTE: u64 = 1;
+pub(super) const FUEL_BYTE: u64 = 1;
 /// For each key visited by a scan.
-const FUEL_KEY: u64 = 100;
+pub(super) const FUEL_KEY: u64 = 100;
 /// For each key set or deleted: a path in the map is copied.
-const FUEL_WRITE: u64 = 1_000;
+pub(super) const FUEL_WRITE: u64 = 1_000;
 /// For each log message: a line in every node's log.
-const FUEL_MESSAGE: u64 = 10_000;
+pub(super) const FUEL_MESSAGE: u64 = 10_000;
 
 /// A guest hands over at most this many bytes in one call. Keys and values have their own limits below it.
 const CALL_BYTES_MAX: u64 = 1 << 30;
@@ -34,11 +34,16 @@ pub(super) const TABLE_ELEMENTS_MAX: usize = 100_000;
 /// Longer log messages are cut.
 const MESSAGE_BYTES_MAX: usize = 4 << 10;
 
+pub(super) const TOO_MUCH: &str = "too much data is being copied between the host and the guest";
+const CLOSED: &str = "the store was used in describe";
+
 /// Host data of one instance.
 pub(super) struct Room {
     pub backing: Backing,
     pub limits: Limits,
     pub meter: Meter,
+    /// Of a core module that is run as it is: what its imports need of it. None while it must not call them.
+    pub guest: Option<Guest>,
 }
 
 /// What is behind the `store` import.
@@ -61,37 +66,10 @@ pub(super) struct Meter {
     allotted: u64,
 }
 
-#[derive(ComponentType, Lift)]
-#[component(record)]
-struct ScanRange {
-    start: Option<WasmList<u8>>,
-    end: Option<WasmList<u8>>,
-    order: WasmOrder,
-}
-
-#[derive(ComponentType, Lift, Clone, Copy)]
+#[derive(ComponentType, Lift, Debug, Clone, Copy, PartialEq, Eq)]
 #[component(enum)]
 #[repr(u8)]
-#[expect(dead_code, reason = "made by Lift, out of a discriminant")]
-enum WasmOrder {
-    #[component(name = "ascending")]
-    Ascending,
-    #[component(name = "descending")]
-    Descending,
-}
-
-#[derive(ComponentType, Lower)]
-#[component(record)]
-struct WasmEntry {
-    key: Vec<u8>,
-    value: Vec<u8>,
-}
-
-#[derive(ComponentType, Lift, Clone, Copy)]
-#[component(enum)]
-#[repr(u8)]
-#[expect(dead_code, reason = "made by Lift, out of a discriminant")]
-enum Level {
+pub(super) enum Level {
     #[component(name = "error")]
     Error,
     #[component(name = "warn")]
@@ -105,26 +83,41 @@ enum Level {
 impl Room {
     pub(super) fn new(backing: Backing, limits: Limits, run: Vec<u32>, budget: u64) -> Self {
         let meter = Meter { run, begun: 0, budget, allotted: 0 };
-        Room { backing, limits, meter }
+        Room { backing, limits, meter, guest: None }
     }
 
-    fn reader(&self) -> Result<&dyn ReadStore, Stop> {
-        match &self.backing {
-            Backing::Command(store) => Ok(&**store),
-            Backing::Query(store) => Ok(&**store),
-            Backing::Closed => Err(Stop::Contract("the store was used in describe".into())),
-        }
-    }
-
-    fn check_write(&self) -> Result<(), Stop> {
+    pub(super) fn check_write(&self) -> Result<(), Stop> {
         let why = match &self.backing {
             // Else the write would belong to no command and survive its failure.
             Backing::Command(_) if self.meter.begun == 0 => "the store was written before begin was called",
             Backing::Command(_) => return Ok(()),
             Backing::Query(_) => "a query tried to write to the store",
-            Backing::Closed => "the store was used in describe",
+            Backing::Closed => CLOSED,
         };
         Err(Stop::Contract(why.into()))
+    }
+
+    pub(super) fn writer(&mut self) -> Result<&mut dyn CommandStore, Stop> {
+        self.check_write()?;
+        self.backing.writer()
+    }
+}
+
+impl Backing {
+    pub(super) fn reader(&self) -> Result<&dyn ReadStore, Stop> {
+        match self {
+            Backing::Command(store) => Ok(&**store),
+            Backing::Query(store) => Ok(&**store),
+            Backing::Closed => Err(Stop::Contract(CLOSED.into())),
+        }
+    }
+
+    /// Whether it may be written at all is [`Room::check_write`]'s to say.
+    pub(super) fn writer(&mut self) -> Result<&mut dyn CommandStore, Stop> {
+        match self {
+            Backing::Command(store) => Ok(&mut **store),
+            Backing::Query(_) | Backing::Closed => Err(Stop::Contract(CLOSED.into())),
+        }
     }
 }
 
@@ -183,136 +176,80 @@ impl Meter {
     }
 }
 
-/// Defines every import there is; anything else a module asks for is refused when it is compiled.
-pub(super) fn link(linker: &mut Linker<Room>) -> wasmtime::Result<()> {
-    let mut store = linker.instance(STORE)?;
-    store.func_wrap("get", get)?;
-    store.func_wrap("set", set)?;
-    store.func_wrap("delete", delete)?;
-    store.func_wrap("scan", scan)?;
-    store.func_wrap("delete-range", delete_range)?;
-    store.func_wrap("begin", begin)?;
-    store.func_wrap("rollback", rollback)?;
-    linker.instance(LOG)?.func_wrap("write", write_log)?;
-    Ok(())
+/// How many bytes may be copied out of a guest in one call. Our own limits come first; this one only keeps a call's copies
+/// below what a node can hold.
+pub(super) fn call_bytes(limits: &Limits) -> usize {
+    CALL_BYTES_MAX.min(limits.memory_bytes_max.saturating_mul(2)) as usize
 }
 
 /// Before anything runs in a store: what is not Wasm's own fuel.
 pub(super) fn prepare(store: &mut wasmtime::Store<Room>) -> wasmtime::Result<()> {
     store.limiter(|room| room);
-    // Our own limits come first; this one only keeps a call's copies below what a node can hold.
-    let call_bytes = CALL_BYTES_MAX.min(store.data().limits.memory_bytes_max.saturating_mul(2));
-    store.set_hostcall_fuel(call_bytes as usize);
-    let frame = store.data().limits.fuel_frame;
-    store.set_fuel(frame)
+    let limits = store.data().limits;
+    store.set_hostcall_fuel(call_bytes(&limits));
+    store.set_fuel(limits.fuel_frame)
 }
 
-type Caller<'a> = StoreContextMut<'a, Room>;
+pub(super) type Caller<'a> = StoreContextMut<'a, Room>;
 
 /// Takes fuel, or all that is left.
-fn charge(caller: &mut Caller<'_>, fuel: u64) -> wasmtime::Result<()> {
+pub(super) fn charge(caller: &mut Caller<'_>, fuel: u64) -> wasmtime::Result<()> {
     let left = caller.get_fuel()?.checked_sub(fuel);
-    caller.set_fuel(left.unwrap_or(0))?;
-    if left.is_none() { Err(Trap::OutOfFuel.into()) } else { Ok(()) }
+    spend(caller, left.unwrap_or(0), left.is_none())
 }
 
-fn charge_bytes(caller: &mut Caller<'_>, base: u64, bytes: usize) -> wasmtime::Result<()> {
+pub(super) fn charge_bytes(caller: &mut Caller<'_>, base: u64, bytes: usize) -> wasmtime::Result<()> {
     charge(caller, base.saturating_add(FUEL_BYTE.saturating_mul(bytes as u64)))
 }
 
-fn check(what: &str, len: usize, max: u32) -> Result<(), Stop> {
+/// Sets the fuel that is left after host work; `starved`: it was not enough.
+pub(super) fn spend(caller: &mut Caller<'_>, left: u64, starved: bool) -> wasmtime::Result<()> {
+    caller.set_fuel(if starved { 0 } else { left })?;
+    if starved { Err(Trap::OutOfFuel.into()) } else { Ok(()) }
+}
+
+pub(super) fn check(what: &str, len: usize, max: u32) -> Result<(), Stop> {
     if len > max as usize {
         return Err(Stop::Contract(format!("a {what} has {len} bytes, {max} are allowed")));
     }
     Ok(())
 }
 
-fn get(mut caller: Caller<'_>, (key,): (WasmList<u8>,)) -> wasmtime::Result<(Option<Vec<u8>>,)> {
-    charge_bytes(&mut caller, FUEL_CALL + FUEL_KEY, key.len())?;
-    let left = caller.get_fuel()?;
-    let Some(found) = caller.data().reader()?.get(key.as_le_slice(&caller)) else { return Ok((None,)) };
-    // Looked at before the value is copied out of the map, and paid for when the map isn't read any more.
-    let price = FUEL_BYTE.saturating_mul(found.len() as u64);
-    let value = (price <= left).then(|| found.to_vec());
-    spend(&mut caller, left.saturating_sub(price), value.is_none())?;
-    Ok((value,))
-}
-
-/// Lends the store out of the room, so that keys and values are read in place in the guest's memory meanwhile.
-fn write<R>(
-    caller: &mut Caller<'_>,
-    work: impl FnOnce(&Caller<'_>, &mut dyn CommandStore) -> R,
-) -> wasmtime::Result<R> {
-    caller.data().check_write()?;
-    let mut lent = mem::replace(&mut caller.data_mut().backing, Backing::Closed);
-    let result = match &mut lent {
-        Backing::Command(store) => Some(work(caller, &mut **store)),
-        Backing::Query(_) | Backing::Closed => None,
-    };
-    caller.data_mut().backing = lent;
-    Ok(result.expect("check_write lets only commands through"))
-}
-
-fn set(mut caller: Caller<'_>, (key, value): (WasmList<u8>, WasmList<u8>)) -> wasmtime::Result<(bool,)> {
-    charge_bytes(&mut caller, FUEL_CALL + FUEL_WRITE, key.len().saturating_add(value.len()))?;
-    let limits = caller.data().limits;
-    check("key", key.len(), limits.key_bytes_max)?;
-    check("value", value.len(), limits.value_bytes_max)?;
-    Ok((write(&mut caller, |memory, store| store.set(key.as_le_slice(memory), value.as_le_slice(memory)))?,))
-}
-
-fn delete(mut caller: Caller<'_>, (key,): (WasmList<u8>,)) -> wasmtime::Result<(bool,)> {
-    charge_bytes(&mut caller, FUEL_CALL + FUEL_WRITE, key.len())?;
-    Ok((write(&mut caller, |memory, store| store.delete(key.as_le_slice(memory)))?,))
-}
-
-fn scan(
-    mut caller: Caller<'_>,
-    (range, limit, max_bytes): (ScanRange, u32, u32),
-) -> wasmtime::Result<(Vec<WasmEntry>,)> {
-    charge_bytes(&mut caller, FUEL_CALL + FUEL_KEY, range.len())?;
-    let mut fuel = caller.get_fuel()?;
+/// The entries of one scan, each paid for when it is met, and whether the fuel ended first.
+pub(super) fn visit<'a>(
+    store: &'a dyn ReadStore,
+    range: KeyRange<'a>,
+    limit: u32,
+    max_bytes: u32,
+    fuel: &mut u64,
+) -> (Vec<(&'a [u8], &'a [u8])>, bool) {
     let mut entries = Vec::new();
     let mut bytes = 0_u64;
-    let mut starved = false;
-    for (key, value) in caller.data().reader()?.scan(range.read(&caller)).take(limit as usize) {
+    for (key, value) in store.scan(range).take(limit as usize) {
         let size = (key.len() + value.len()) as u64;
         bytes += size;
         if bytes > u64::from(max_bytes) && !entries.is_empty() {
             break;
         }
         match fuel.checked_sub(FUEL_KEY + FUEL_BYTE * size) {
-            Some(left) => fuel = left,
-            None => {
-                starved = true;
-                break;
-            }
+            Some(left) => *fuel = left,
+            None => return (entries, true),
         }
-        entries.push(WasmEntry { key: key.to_vec(), value: value.to_vec() });
+        entries.push((key, value));
     }
-    spend(&mut caller, fuel, starved)?;
-    Ok((entries,))
+    (entries, false)
 }
 
-/// Pays for every key first: without the fuel nothing is deleted and hardly anything visited.
-fn delete_range(mut caller: Caller<'_>, (range,): (ScanRange,)) -> wasmtime::Result<(u64,)> {
-    charge_bytes(&mut caller, FUEL_CALL + FUEL_KEY, range.len())?;
-    caller.data().check_write()?;
+/// What is left of the fuel when each key of the range is paid for, and whether it was not enough: then nothing is
+/// deleted and hardly anything visited.
+pub(super) fn price_of_deleting(store: &dyn ReadStore, range: KeyRange<'_>, fuel: u64) -> (u64, bool) {
     let price = FUEL_KEY + FUEL_WRITE;
-    let fuel = caller.get_fuel()?;
     let affordable = fuel / price;
-    let wanted = caller.data().reader()?.scan(range.read(&caller)).take(affordable as usize + 1).count() as u64;
-    spend(&mut caller, fuel.saturating_sub(wanted * price), wanted > affordable)?;
-    Ok((write(&mut caller, |memory, store| store.delete_range(range.read(memory)))?,))
+    let wanted = store.scan(range).take(affordable as usize + 1).count() as u64;
+    (fuel.saturating_sub(wanted * price), wanted > affordable)
 }
 
-/// Sets the fuel that is left after host work; `starved`: it was not enough.
-fn spend(caller: &mut Caller<'_>, left: u64, starved: bool) -> wasmtime::Result<()> {
-    caller.set_fuel(if starved { 0 } else { left })?;
-    if starved { Err(Trap::OutOfFuel.into()) } else { Ok(()) }
-}
-
-fn begin(mut caller: Caller<'_>, (position,): (u32,)) -> wasmtime::Result<()> {
+pub(super) fn begin(mut caller: Caller<'_>, (position,): (u32,)) -> wasmtime::Result<()> {
     let left = caller.get_fuel()?;
     let room = caller.data_mut();
     let fuel = room.meter.begin(position, left, &room.limits)?;
@@ -324,37 +261,19 @@ fn begin(mut caller: Caller<'_>, (position,): (u32,)) -> wasmtime::Result<()> {
     spend(&mut caller, left.unwrap_or(0), left.is_none())
 }
 
-fn rollback(mut caller: Caller<'_>, (): ()) -> wasmtime::Result<()> {
+pub(super) fn rollback(mut caller: Caller<'_>, (): ()) -> wasmtime::Result<()> {
     charge(&mut caller, FUEL_CALL + FUEL_WRITE)?;
-    write(&mut caller, |_, store| store.rollback())
+    caller.data_mut().writer()?.rollback();
+    Ok(())
 }
 
-fn write_log(mut caller: Caller<'_>, (level, message): (Level, WasmStr)) -> wasmtime::Result<()> {
-    charge(&mut caller, FUEL_CALL + FUEL_MESSAGE)?;
-    let message = message.to_str(&caller)?.into_owned();
-    charge_bytes(&mut caller, 0, message.len())?;
+/// Into the node's log.
+pub(super) fn log(level: Level, message: &str) {
     let message = &message[..message.floor_char_boundary(MESSAGE_BYTES_MAX)];
     match level {
         Level::Error => tracing::error!(target: "module", "{message}"),
         Level::Warn => tracing::warn!(target: "module", "{message}"),
         Level::Info => tracing::info!(target: "module", "{message}"),
         Level::Debug => tracing::debug!(target: "module", "{message}"),
-    }
-    Ok(())
-}
-
-impl ScanRange {
-    fn len(&self) -> usize {
-        let len = |bound: &Option<WasmList<u8>>| bound.as_ref().map_or(0, WasmList::len);
-        len(&self.start).saturating_add(len(&self.end))
-    }
-
-    fn read<'a>(&self, memory: &'a Caller<'_>) -> KeyRange<'a> {
-        let order = match self.order {
-            WasmOrder::Ascending => Order::Ascending,
-            WasmOrder::Descending => Order::Descending,
-        };
-        let read = |bound: &Option<WasmList<u8>>| bound.as_ref().map(|key| key.as_le_slice(memory));
-        KeyRange { start: read(&self.start), end: read(&self.end), order }
     }
 }

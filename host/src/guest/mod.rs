@@ -6,6 +6,9 @@
 
 mod apply;
 mod attempt;
+mod component;
+mod core_imports;
+mod core_module;
 mod engine;
 mod fault;
 mod host;

@@ -5,9 +5,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use wasmtime::Store;
-use wasmtime::component::{Component, ComponentType, Lift, Linker};
+use wasmtime::component::{ComponentType, Lift};
 
-use super::attempt::Entrance;
+use super::attempt::{Entrance, Way};
+use super::component::ComponentEntrance;
+use super::core_module::CoreEntrance;
 use super::engine::Engine;
 use super::fault::{End, LocalFault, judge};
 use super::host::{self, Backing, Room};
@@ -82,18 +84,19 @@ impl Module {
     pub fn compile(engine: &Engine, bytes: &[u8], limits: Limits) -> Result<Module, ModuleError> {
         limits.validate()?;
         let inspection = inspect(bytes)?;
-        let encoded;
-        let component = if inspection.is_core {
+        let (apply, query) = if inspection.is_core {
             check_core_imports(&inspection)?;
-            encoded = inspect::encode(bytes)?;
+            // Also of one that is run as it is: its metadata must be the contract's.
+            let encoded = inspect::encode(bytes)?;
             inspect(&encoded)?.check()?;
-            encoded.as_slice()
+            match core_entrances(engine, bytes)? {
+                Some(entrances) => entrances,
+                None => component_entrances(engine, &encoded)?,
+            }
         } else {
             inspection.check()?;
-            bytes
+            component_entrances(engine, bytes)?
         };
-        let apply = entrance(engine.apply(), component, "apply", true)?;
-        let query = entrance(engine.query(), component, "query", false)?;
         let description = describe(&apply, limits)?;
         let digest = *blake3::hash(bytes).as_bytes();
         let shared = Shared { engine: engine.clone(), limits, digest, inspection, description, apply, query };
@@ -147,36 +150,35 @@ fn check_core_imports(inspection: &Inspection) -> Result<(), ModuleError> {
     with_exports.check()
 }
 
-/// Compiles for one engine and links, so that an instance is only a slot of the pool away.
-fn entrance(
-    engine: &wasmtime::Engine,
-    component: &[u8],
-    export: &str,
-    begin_required: bool,
-) -> Result<Entrance, ModuleError> {
-    let component =
-        Component::from_binary(engine, component).map_err(|error| ModuleError::Invalid(format!("{error:#}")))?;
-    let types = |error: wasmtime::Error| ModuleError::Types(format!("{error:#}"));
-    let mut linker = Linker::new(engine);
-    host::link(&mut linker).map_err(|error| LocalFault(format!("{error:#}")))?;
-    let pre = linker.instantiate_pre(&component).map_err(types)?;
-    let missing = || ModuleError::MissingExports { names: export.into() };
-    let export = component.get_export_index(None, export).ok_or_else(missing)?;
-    Ok(Entrance { pre, export, begin_required })
+/// Both entrances, for applies and for queries.
+type Entrances = (Entrance, Entrance);
+
+fn core_entrances(engine: &Engine, core: &[u8]) -> Result<Option<Entrances>, ModuleError> {
+    let Some(apply) = CoreEntrance::new(engine.apply(), core, "apply")? else { return Ok(None) };
+    let Some(query) = CoreEntrance::new(engine.query(), core, "query")? else { return Ok(None) };
+    Ok(Some(entrances(Way::Core(apply), Way::Core(query))))
 }
 
-/// Also checks the types of all exports on a real instance, so that a batch can't meet a wrong one.
+fn component_entrances(engine: &Engine, component: &[u8]) -> Result<Entrances, ModuleError> {
+    let apply = ComponentEntrance::new(engine.apply(), component, "apply")?;
+    let query = ComponentEntrance::new(engine.query(), component, "query")?;
+    Ok(entrances(Way::Component(apply), Way::Component(query)))
+}
+
+fn entrances(apply: Way, query: Way) -> Entrances {
+    (Entrance { way: apply, begin_required: true }, Entrance { way: query, begin_required: false })
+}
+
 fn describe(apply: &Entrance, limits: Limits) -> Result<Description, ModuleError> {
-    let mut store = Store::new(apply.pre.engine(), Room::new(Backing::Closed, limits, Vec::new(), 0));
+    let mut store = Store::new(apply.way.engine(), Room::new(Backing::Closed, limits, Vec::new(), 0));
     let failed = |error: wasmtime::Error| match judge(&error) {
         Ok(End::Failure(failure) | End::Nobody(failure)) => ModuleError::Describe(failure),
         Ok(End::Budget | End::Deadline) => ModuleError::Describe(Failure::OutOfFuel),
         Err(fault) => ModuleError::Local(fault),
     };
-    let types = |error: wasmtime::Error| ModuleError::Types(format!("{error:#}"));
     host::prepare(&mut store).map_err(failed)?;
-    let instance = apply.pre.instantiate(&mut store).map_err(failed)?;
-    apply.check_types(&instance, &mut store).map_err(types)?;
-    let function = instance.get_typed_func::<(), (Description,)>(&mut store, "describe").map_err(types)?;
-    Ok(function.call(&mut store, ()).map_err(failed)?.0)
+    match &apply.way {
+        Way::Core(entrance) => entrance.describe(&mut store).map_err(failed),
+        Way::Component(entrance) => entrance.describe(&mut store).map_err(failed)?,
+    }
 }

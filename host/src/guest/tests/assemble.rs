@@ -54,11 +54,20 @@ impl Guest {
         Module::compile(&ENGINE, &self.core(), limits).unwrap()
     }
 
-    /// The letters of a batch of `count`, and the store afterwards.
+    /// The same, made a component.
+    pub fn component(&self, limits: Limits) -> Module {
+        Module::compile(&ENGINE, &inspect::encode(&self.core()).unwrap(), limits).unwrap()
+    }
+
+    /// The letters of a batch of `count`, and the store afterwards. Run as it is and as a component, which must be the
+    /// same.
     pub fn run(&self, limits: Limits, count: usize) -> (String, Shelf) {
-        let (replies, shelf) =
-            self.module(limits).apply(&CONTEXT, valid(&batch_of(count)), &[], Shelf::default()).unwrap();
-        (letters(&replies), shelf)
+        let [core, component] = [self.module(limits), self.component(limits)].map(|module| {
+            let (replies, shelf) = module.apply(&CONTEXT, valid(&batch_of(count)), &[], Shelf::default()).unwrap();
+            (letters(&replies), shelf)
+        });
+        assert_eq!(core, component, "run as it is, and as a component");
+        core
     }
 
     fn text(&self) -> String {

@@ -1,0 +1,230 @@
+//! A core module run as it is. The canonical ABI says what a module of wit-bindgen exports and imports, so a component
+//! around it would only be in the way: three instances for each batch instead of one, and twice the price for each call
+//! of the host. Owns which modules are run so, their entrances, and how a batch gets into linear memory and replies out of
+//! it. What they import is in `core_imports.rs`, the next file; every other module goes through `component.rs`.
+
+use std::ops::Range;
+
+use wasmtime::{
+    AsContext, AsContextMut, Engine, ExternType, FuncType, InstancePre, Linker, Memory, Module, ModuleExport, Store,
+    TypedFunc, ValType,
+};
+
+use super::attempt::Job;
+use super::core_imports;
+use super::fault::{LocalFault, Stop};
+use super::host::{self, Room};
+use super::module::{Description, ModuleError, Route};
+
+/// What a module must export beside its memory: name, parameters, results. `i` is i32, `I` is i64. The context's five
+/// fields come flat, lists as pointer and length, and a result of more than one value as a pointer to it (Component Model,
+/// canonical ABI, "flattening").
+const EXPORTS: [(&str, &str, &str); 5] = [
+    ("apply", "IIIIIiiii", "i"),
+    ("query", "IIIIIiiii", "i"),
+    ("describe", "", "i"),
+    ("migrate", "i", "i"),
+    (REALLOC, "iiii", "i"),
+];
+const REALLOC: &str = "cabi_realloc";
+const MEMORY: &str = "memory";
+/// A component would call it first: such a module is run as one.
+const INITIALIZE: &str = "_initialize";
+
+/// Pointer and length of a list.
+const LIST_BYTES: usize = 8;
+const LIST_ALIGN: usize = 4;
+/// A description in memory: two strings, a number, a list.
+const DESCRIPTION_BYTES: usize = 28;
+/// A route: three strings.
+const ROUTE_BYTES: usize = 24;
+
+type Batch = (u64, u64, u64, u64, u64, u32, u32, u32, u32);
+
+/// One of the two functions that take a batch, ready to be instantiated.
+pub(super) struct CoreEntrance {
+    pre: InstancePre<Room>,
+    function: ModuleExport,
+    memory: ModuleExport,
+    realloc: ModuleExport,
+}
+
+/// What the host needs of a running guest.
+pub(super) struct Guest {
+    pub memory: Memory,
+    pub realloc: TypedFunc<(u32, u32, u32, u32), u32>,
+}
+
+impl CoreEntrance {
+    /// Compiles and links. None if the module has other functions than the ones above: then a component says what is
+    /// wrong with it, or makes it fit.
+    pub(super) fn new(engine: &Engine, core: &[u8], export: &str) -> Result<Option<Self>, ModuleError> {
+        let module = Module::new(engine, core).map_err(|error| ModuleError::Invalid(format!("{error:#}")))?;
+        let mut linker = Linker::new(engine);
+        core_imports::link(&mut linker).map_err(|error| LocalFault::new(format!("{error:#}")))?;
+        let Ok(pre) = linker.instantiate_pre(&module) else { return Ok(None) };
+        if !has_shape(&module) {
+            return Ok(None);
+        }
+        let index = |name| module.get_export_index(name);
+        let (Some(function), Some(memory), Some(realloc)) = (index(export), index(MEMORY), index(REALLOC)) else {
+            return Ok(None);
+        };
+        Ok(Some(CoreEntrance { pre, function, memory, realloc }))
+    }
+
+    pub(super) fn engine(&self) -> &Engine {
+        self.pre.module().engine()
+    }
+
+    /// A fresh instance, one call. `run`: empty for all.
+    pub(super) fn call(&self, store: &mut Store<Room>, job: &Job<'_>, run: &[u32]) -> wasmtime::Result<Vec<u8>> {
+        let instance = self.pre.instantiate(&mut *store)?;
+        let memory = self.settle(store, &instance)?;
+        let function = instance.get_module_export(&mut *store, &self.function).and_then(|export| export.into_func());
+        let function = function.ok_or_else(|| lost("function"))?.typed::<Batch, u32>(&*store)?;
+        let batch = lower(store, 1, job.batch)?;
+        // Linear memory is little-endian, whatever the machine is.
+        let listed: Vec<u8> = run.iter().flat_map(|position| position.to_le_bytes()).collect();
+        let listed = lower(store, 4, &listed)?;
+        let context = job.context;
+        let parameters = (
+            context.log_index,
+            context.term,
+            context.time_ms,
+            context.first_command,
+            context.seed,
+            batch,
+            job.batch.len() as u32,
+            listed,
+            run.len() as u32,
+        );
+        let at = function.call(&mut *store, parameters)?;
+        // The guest's post-return would free what goes with the instance anyway.
+        let bytes = memory.data(&*store);
+        let at = field(bytes.len(), at, LIST_BYTES, LIST_ALIGN)?;
+        Ok(bytes[list(bytes, at, 1)?].to_vec())
+    }
+
+    pub(super) fn describe(&self, store: &mut Store<Room>) -> wasmtime::Result<Description> {
+        let instance = self.pre.instantiate(&mut *store)?;
+        let memory = self.settle(store, &instance)?;
+        let function = instance.get_typed_func::<(), u32>(&mut *store, "describe")?;
+        let at = function.call(&mut *store, ())?;
+        let bytes = memory.data(&*store);
+        let at = field(bytes.len(), at, DESCRIPTION_BYTES, LIST_ALIGN)?;
+        let mut left = host::call_bytes(&store.data().limits);
+        let mut text = |at: usize| {
+            let range = list(bytes, at, 1)?;
+            left = left.checked_sub(range.len()).ok_or_else(|| contract(host::TOO_MUCH))?;
+            let text = std::str::from_utf8(&bytes[range]);
+            Ok::<_, Stop>(text.map_err(|_| contract("a string is not UTF-8"))?.to_owned())
+        };
+        let (name, version) = (text(at)?, text(at + 8)?);
+        let mut routes = Vec::new();
+        for at in list(bytes, at + 20, ROUTE_BYTES)?.step_by(ROUTE_BYTES) {
+            routes.push(Route { method: text(at)?, path: text(at + 8)?, summary: text(at + 16)? });
+        }
+        Ok(Description { name, version, schema: word(bytes, at + 16), routes })
+    }
+
+    /// From now on the guest may call its imports.
+    fn settle(&self, store: &mut Store<Room>, instance: &wasmtime::Instance) -> wasmtime::Result<Memory> {
+        let memory = instance.get_module_export(&mut *store, &self.memory).and_then(|export| export.into_memory());
+        let memory = memory.ok_or_else(|| lost(MEMORY))?;
+        let realloc = instance.get_module_export(&mut *store, &self.realloc).and_then(|export| export.into_func());
+        let realloc = realloc.ok_or_else(|| lost(REALLOC))?.typed(&*store)?;
+        store.data_mut().guest = Some(Guest { memory, realloc });
+        Ok(memory)
+    }
+}
+
+/// An export that was there when the module was compiled. Not a fault of the module's.
+fn lost(what: &str) -> wasmtime::Error {
+    wasmtime::Error::msg(format!("the instance has no {what}"))
+}
+
+fn has_shape(module: &Module) -> bool {
+    let has = |(name, parameters, results): &(&str, &str, &str)| match module.get_export(name) {
+        Some(ExternType::Func(ty)) => letters(&ty) == (parameters.to_string(), results.to_string()),
+        _ => false,
+    };
+    let memory = matches!(module.get_export(MEMORY), Some(ExternType::Memory(ty)) if !ty.is_64() && !ty.is_shared());
+    EXPORTS.iter().all(has) && memory && module.get_export(INITIALIZE).is_none()
+}
+
+fn letters(ty: &FuncType) -> (String, String) {
+    let letter = |ty: ValType| match ty {
+        ValType::I32 => 'i',
+        ValType::I64 => 'I',
+        _ => '?',
+    };
+    (ty.params().map(letter).collect(), ty.results().map(letter).collect())
+}
+
+pub(super) fn contract(what: &str) -> Stop {
+    Stop::Contract(what.into())
+}
+
+/// Memory of the guest's, from its own allocator, for what it is given. It can't call the host meanwhile.
+pub(super) fn allocate(mut store: impl AsContextMut<Data = Room>, align: u32, bytes: usize) -> wasmtime::Result<usize> {
+    if bytes == 0 {
+        return Ok(align as usize);
+    }
+    let size = u32::try_from(bytes).map_err(|_| contract(host::TOO_MUCH))?;
+    let guest = store.as_context_mut().data_mut().guest.take().ok_or_else(|| contract(core_imports::AWAY))?;
+    let result = guest.realloc.call(&mut store, (0, 0, align, size));
+    let memory_bytes = guest.memory.data_size(&store);
+    store.as_context_mut().data_mut().guest = Some(guest);
+    let at = result?;
+    if !at.is_multiple_of(align) {
+        return Err(contract("realloc return: result not aligned").into());
+    }
+    if u64::from(at) + u64::from(size) > memory_bytes as u64 {
+        return Err(contract("realloc return: beyond end of memory").into());
+    }
+    Ok(at as usize)
+}
+
+/// Copies bytes into the guest's memory; where they are.
+fn lower(store: &mut Store<Room>, align: u32, bytes: &[u8]) -> wasmtime::Result<u32> {
+    let at = allocate(&mut *store, align, bytes.len())?;
+    let memory = memory(&*store)?;
+    memory.data_mut(&mut *store)[at..][..bytes.len()].copy_from_slice(bytes);
+    Ok(at as u32)
+}
+
+/// None while the guest allocates for the host, and before it has begun.
+pub(super) fn memory(store: impl AsContext<Data = Room>) -> Result<Memory, Stop> {
+    store.as_context().data().guest.as_ref().map(|guest| guest.memory).ok_or_else(|| contract(core_imports::AWAY))
+}
+
+/// So many bytes at this address, in a memory of `memory_bytes`.
+pub(super) fn span(memory_bytes: usize, at: u32, bytes: u32) -> Result<Range<usize>, Stop> {
+    let range = at as usize..at as usize + bytes as usize;
+    if range.end <= memory_bytes { Ok(range) } else { Err(contract("list pointer/length out of bounds of memory")) }
+}
+
+/// A place where something of this size and alignment is.
+pub(super) fn field(memory_bytes: usize, at: u32, bytes: usize, align: usize) -> Result<usize, Stop> {
+    let at = at as usize;
+    if !at.is_multiple_of(align) {
+        return Err(contract("pointer not aligned"));
+    }
+    if at + bytes > memory_bytes { Err(contract("pointer out of bounds")) } else { Ok(at) }
+}
+
+/// The list whose pointer and length are at this place, of elements of so many bytes.
+fn list(memory: &[u8], at: usize, element_bytes: usize) -> Result<Range<usize>, Stop> {
+    let bytes = u64::from(word(memory, at + 4)) * element_bytes as u64;
+    let bytes = u32::try_from(bytes).map_err(|_| contract("list pointer/length out of bounds of memory"))?;
+    if element_bytes > 1 && !word(memory, at).is_multiple_of(LIST_ALIGN as u32) {
+        return Err(contract("list pointer is not aligned"));
+    }
+    span(memory.len(), word(memory, at), bytes)
+}
+
+/// What is at `at` was looked at with [`field`].
+fn word(memory: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(memory[at..at + 4].try_into().expect("4 bytes"))
+}
