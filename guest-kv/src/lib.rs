@@ -130,24 +130,22 @@ impl<'a> Value<'a> {
     }
 }
 
-/// By hand: the standard library's formatting would be a seventh of what a PUT costs in Wasm.
+/// By hand: the standard library's formatting would be a seventh of what a PUT costs in Wasm, and pushing one character
+/// after the other a tenth.
 #[inline(always)]
-fn etag(mut revision: u64) -> String {
-    let mut text = String::with_capacity(22);
-    let mut digits = [0; 20];
-    let mut at = digits.len();
+fn etag(mut revision: u64) -> Vec<u8> {
+    // Two quotes and the digits of the largest number, from the end.
+    let mut text = [b'"'; 22];
+    let mut at = text.len() - 1;
     loop {
         at -= 1;
-        digits[at] = b'0' + (revision % 10) as u8;
+        text[at] = b'0' + (revision % 10) as u8;
         revision /= 10;
         if revision == 0 {
             break;
         }
     }
-    text.push('"');
-    text.extend(digits[at..].iter().map(|&digit| char::from(digit)));
-    text.push('"');
-    text
+    text[at - 1..].to_vec()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use raftlet_machine::guest::{KeyRange, StoreView, percent_encode};
 use raftlet_machine::{ArchivedRequest, Reply};
 
-use crate::{KEY_PREFIX, Value, etag};
+use crate::{KEY_PREFIX, Value};
 
 const LIMIT_DEFAULT: u32 = 100;
 const LIMIT_MAX: u32 = 1000;
@@ -32,10 +32,10 @@ pub fn list(request: &ArchivedRequest, store: &StoreView) -> Result<Reply, Reply
     for (at, entry) in page.iter().enumerate() {
         let value = Value::of(&entry.value);
         let comma = if at == 0 { "" } else { "," };
-        let (key, tag, size) = (shown(&entry.key), etag(value.revision), value.bytes.len());
-        // An entity tag's two quotes are the only characters that JSON escapes here.
-        let tag = tag.replace('"', "\\\"");
-        write!(json, "{comma}{{\"key\":\"{key}\",\"etag\":\"{tag}\",\"size\":{size}}}").expect("strings grow");
+        let (key, revision, size) = (shown(&entry.key), value.revision, value.bytes.len());
+        // The quotes belong to the entity tag.
+        write!(json, "{comma}{{\"key\":\"{key}\",\"etag\":\"\\\"{revision}\\\"\",\"size\":{size}}}")
+            .expect("strings grow");
     }
     json.push(']');
     if let Some(next) = next {

@@ -6,8 +6,8 @@
 use std::ops::Range;
 
 use wasmtime::{
-    AsContext, AsContextMut, Engine, ExternType, FuncType, InstancePre, Linker, Memory, Module, ModuleExport, Store,
-    TypedFunc, ValType,
+    AsContext, AsContextMut, Engine, ExternType, Func, FuncType, InstancePre, Linker, Memory, Module, ModuleExport,
+    Store, ValRaw, ValType,
 };
 
 use super::attempt::Job;
@@ -39,8 +39,6 @@ const DESCRIPTION_BYTES: usize = 28;
 /// A route: three strings.
 const ROUTE_BYTES: usize = 24;
 
-type Batch = (u64, u64, u64, u64, u64, u32, u32, u32, u32);
-
 /// One of the two functions that take a batch, ready to be instantiated.
 pub(super) struct CoreEntrance {
     pre: InstancePre<Room>,
@@ -50,9 +48,10 @@ pub(super) struct CoreEntrance {
 }
 
 /// What the host needs of a running guest.
+#[derive(Clone, Copy)]
 pub(super) struct Guest {
-    pub memory: Memory,
-    pub realloc: TypedFunc<(u32, u32, u32, u32), u32>,
+    memory: Memory,
+    realloc: Func,
 }
 
 impl CoreEntrance {
@@ -82,24 +81,25 @@ impl CoreEntrance {
         let instance = self.pre.instantiate(&mut *store)?;
         let memory = self.settle(store, &instance)?;
         let function = instance.get_module_export(&mut *store, &self.function).and_then(|export| export.into_func());
-        let function = function.ok_or_else(|| lost("function"))?.typed::<Batch, u32>(&*store)?;
+        let function = function.ok_or_else(|| lost("function"))?;
         let batch = lower(store, 1, job.batch)?;
         // Linear memory is little-endian, whatever the machine is.
         let listed: Vec<u8> = run.iter().flat_map(|position| position.to_le_bytes()).collect();
         let listed = lower(store, 4, &listed)?;
         let context = job.context;
-        let parameters = (
-            context.log_index,
-            context.term,
-            context.time_ms,
-            context.first_command,
-            context.seed,
-            batch,
-            job.batch.len() as u32,
-            listed,
-            run.len() as u32,
-        );
-        let at = function.call(&mut *store, parameters)?;
+        let values = [
+            ValRaw::u64(context.log_index),
+            ValRaw::u64(context.term),
+            ValRaw::u64(context.time_ms),
+            ValRaw::u64(context.first_command),
+            ValRaw::u64(context.seed),
+            ValRaw::u32(batch),
+            ValRaw::u32(job.batch.len() as u32),
+            ValRaw::u32(listed),
+            ValRaw::u32(run.len() as u32),
+        ];
+        // SAFETY: `has_shape` has seen that both functions a `CoreEntrance` may be of have these types.
+        let at = unsafe { call(&mut *store, function, values)? };
         // The guest's post-return would free what goes with the instance anyway.
         let bytes = memory.data(&*store);
         let at = field(bytes.len(), at, LIST_BYTES, LIST_ALIGN)?;
@@ -133,7 +133,7 @@ impl CoreEntrance {
         let memory = instance.get_module_export(&mut *store, &self.memory).and_then(|export| export.into_memory());
         let memory = memory.ok_or_else(|| lost(MEMORY))?;
         let realloc = instance.get_module_export(&mut *store, &self.realloc).and_then(|export| export.into_func());
-        let realloc = realloc.ok_or_else(|| lost(REALLOC))?.typed(&*store)?;
+        let realloc = realloc.ok_or_else(|| lost(REALLOC))?;
         store.data_mut().guest = Some(Guest { memory, realloc });
         Ok(memory)
     }
@@ -162,6 +162,21 @@ fn letters(ty: &FuncType) -> (String, String) {
     (ty.params().map(letter).collect(), ty.results().map(letter).collect())
 }
 
+/// Calls a function that has these parameters and returns an i32. The types are looked at once, when the module is
+/// compiled, and not for each batch.
+///
+/// # Safety
+/// They are the function's.
+unsafe fn call<const N: usize>(
+    mut store: impl AsContextMut<Data = Room>,
+    function: Func,
+    mut values: [ValRaw; N],
+) -> wasmtime::Result<u32> {
+    // SAFETY: what the caller promises; there is room for one result where the parameters are.
+    unsafe { function.call_unchecked(&mut store, &raw mut values[..])? };
+    Ok(values[0].get_u32())
+}
+
 pub(super) fn contract(what: &str) -> Stop {
     Stop::Contract(what.into())
 }
@@ -173,7 +188,9 @@ pub(super) fn allocate(mut store: impl AsContextMut<Data = Room>, align: u32, by
     }
     let size = u32::try_from(bytes).map_err(|_| contract(host::TOO_MUCH))?;
     let guest = store.as_context_mut().data_mut().guest.take().ok_or_else(|| contract(core_imports::AWAY))?;
-    let result = guest.realloc.call(&mut store, (0, 0, align, size));
+    let values = [ValRaw::u32(0), ValRaw::u32(0), ValRaw::u32(align), ValRaw::u32(size)];
+    // SAFETY: `has_shape` has seen that it has these types.
+    let result = unsafe { call(&mut store, guest.realloc, values) };
     let memory_bytes = guest.memory.data_size(&store);
     store.as_context_mut().data_mut().guest = Some(guest);
     let at = result?;

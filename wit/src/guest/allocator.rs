@@ -47,34 +47,37 @@ impl Allocator {
         Allocator { state: UnsafeCell::new(state), arena: UnsafeCell::new(Arena(MaybeUninit::uninit())) }
     }
 
-    /// A new block. Null if the instance may have no more memory.
+    /// A new block, out of memory that wasn't there before. Null if the instance may have no more.
     #[cold]
     #[inline(never)]
-    fn cut(&self, class: usize) -> *mut u8 {
-        let bytes = block_bytes(class);
+    fn refill(&self, class: usize) -> *mut u8 {
         // SAFETY: nobody else has the state: there is one thread, and System doesn't call back.
         let state = unsafe { &mut *self.state.get() };
-        if state.bytes_left < bytes {
-            state.keep_rest();
-            let (chunk, length) = if state.next.is_null() {
-                (self.arena.get().cast::<u8>(), ARENA_BYTES)
-            } else {
-                // SAFETY: neither number is zero, and STEP is a power of two.
-                (unsafe { System.alloc(Layout::from_size_align_unchecked(CHUNK_BYTES, STEP)) }, CHUNK_BYTES)
-            };
-            if chunk.is_null() {
-                return chunk;
-            }
-            (state.next, state.bytes_left) = (chunk, length);
+        state.keep_rest();
+        let (chunk, length) = if state.next.is_null() {
+            (self.arena.get().cast::<u8>(), ARENA_BYTES)
+        } else {
+            // SAFETY: neither number is zero, and STEP is a power of two.
+            (unsafe { System.alloc(Layout::from_size_align_unchecked(CHUNK_BYTES, STEP)) }, CHUNK_BYTES)
+        };
+        if chunk.is_null() {
+            return chunk;
         }
-        let block = state.next;
-        state.next = block.wrapping_add(bytes);
-        state.bytes_left -= bytes;
-        block
+        (state.next, state.bytes_left) = (chunk, length);
+        state.cut(block_bytes(class))
     }
 }
 
 impl State {
+    /// A block of so many bytes, which are left.
+    #[inline(always)]
+    fn cut(&mut self, bytes: usize) -> *mut u8 {
+        let block = self.next;
+        self.next = block.wrapping_add(bytes);
+        self.bytes_left -= bytes;
+        block
+    }
+
     /// What is left of a chunk becomes free blocks, the largest first.
     fn keep_rest(&mut self) {
         while self.bytes_left >= STEP {
@@ -119,7 +122,11 @@ unsafe impl GlobalAlloc for Allocator {
         let state = unsafe { &mut *self.state.get() };
         let block = state.free[class];
         if block.is_null() {
-            return self.cut(class);
+            let bytes = block_bytes(class);
+            if state.bytes_left < bytes {
+                return self.refill(class);
+            }
+            return state.cut(bytes);
         }
         state.free[class] = unsafe { block.cast::<*mut u8>().read() };
         block

@@ -24,6 +24,10 @@ pub struct Guest {
     pub surplus: i32,
     pub status: u16,
     pub memory: String,
+    /// Runs whenever the host asks for memory.
+    pub realloc: String,
+    /// Runs before `describe` returns: its result is at 128.
+    pub describe: String,
     pub more: String,
 }
 
@@ -36,6 +40,8 @@ impl Guest {
             surplus: 0,
             status: 200,
             memory: "(memory (export \"memory\") 64)".into(),
+            realloc: String::new(),
+            describe: String::new(),
             more: String::new(),
         }
     }
@@ -71,7 +77,7 @@ impl Guest {
     }
 
     fn text(&self) -> String {
-        let Guest { command, before, begin, surplus, memory, more, .. } = self;
+        let Guest { command, before, begin, surplus, memory, realloc, describe, more, .. } = self;
         let archives: String = (0..=COUNT_MAX).map(|count| self.archive(count)).collect();
         format!(
             r#"(module
@@ -87,6 +93,7 @@ impl Guest {
   (global $static (mut i32) (i32.const 0))
   (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
     (local $at i32)
+    {realloc}
     (local.set $at (i32.and (i32.add (global.get $heap) (i32.const 7)) (i32.const -8)))
     (global.set $heap (i32.add (local.get $at) (local.get 3)))
     (local.get $at))
@@ -125,6 +132,7 @@ impl Guest {
     (i32.store (i32.const 136) (i32.const 1024)) (i32.store (i32.const 140) (i32.const 1))
     (i32.store (i32.const 144) (i32.const 9))
     (i32.store (i32.const 148) (i32.const 0)) (i32.store (i32.const 152) (i32.const 0))
+    {describe}
     (i32.const 128))
   (data (i32.const 1024) "test")
   {archives}

@@ -80,6 +80,58 @@ fn pointers_out_of_memory_are_the_modules_fault() {
 }
 
 #[test]
+fn pointers_to_results_are_aligned() {
+    let unaligned = "(call $get (i32.const 16) (i32.const 4) (i32.const 33))";
+    assert_eq!(mark_and(&[1], unaligned).run(Limits::default(), 3).0, ".T.");
+    // What `get` found is bytes, so an allocator may hand out any place for them; a list of entries needs one that is a multiple of four.
+    let odd = "(if (i32.and (i32.gt_u (local.get 2) (i32.const 1)) (i32.gt_u (local.get 3) (i32.const 16)))
+        (then (return (i32.const 0x300001))))";
+    let scan = "(call $scan (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 9) (i32.const 99) (i32.const 32))";
+    assert_eq!(Guest { realloc: odd.into(), ..mark_and(&[1], scan) }.run(Limits::default(), 3).0, ".T.");
+}
+
+#[test]
+fn a_guest_that_allocates_for_the_host_cannot_call_it() {
+    let begin = "(call $begin (i32.const 0))";
+    let set = "(drop (call $set (i32.const 16) (i32.const 4) (i32.const 16) (i32.const 4)))";
+    let get = "(call $get (i32.const 16) (i32.const 4) (i32.const 32))";
+    for call in [begin, "(call $rollback)", set, get] {
+        // The batch itself is the first thing that the host asks memory for.
+        let guest = Guest { realloc: call.into(), ..mark_and(&[], "") };
+        assert_eq!(guest.run(Limits::default(), 2).0, "TT", "{call}");
+        // For what a command gets.
+        let later = format!("(if (i32.eq (local.get 3) (i32.const 4)) (then {call}))");
+        let guest = Guest { realloc: later, ..mark_and(&[1], get) };
+        let (replies, shelf) = guest.run(Limits::default(), 3);
+        assert_eq!((replies.as_str(), shelf.keys()), (".T.", vec![0, 2]), "{call}");
+    }
+}
+
+#[test]
+fn what_is_read_arrives() {
+    // The key is the position, and so is its value: found, not found, all of them, those from 1 on, backwards.
+    let get = "(call $get (i32.const 16) (i32.const 4) (i32.const 32))
+        (if (i32.ne (i32.load8_u (i32.const 32)) (i32.const 1)) (then unreachable))
+        (if (i32.ne (i32.load (i32.load (i32.const 36))) (local.get $at)) (then unreachable))
+        (if (i32.ne (i32.load (i32.const 40)) (i32.const 4)) (then unreachable))";
+    let nothing = "(call $get (i32.const 16) (i32.const 3) (i32.const 32))
+        (if (i32.load8_u (i32.const 32)) (then unreachable))";
+    let all = "(call $scan (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 9) (i32.const 99) (i32.const 32))
+        (if (i32.ne (i32.load (i32.const 36)) (i32.add (local.get $at) (i32.const 1))) (then unreachable))";
+    let from_one_backwards = "(i32.store (i32.const 20) (i32.const 1))
+        (call $scan (i32.const 1) (i32.const 20) (i32.const 4) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 9) (i32.const 99) (i32.const 32))
+        (if (i32.ne (i32.load (i32.const 36)) (local.get $at)) (then unreachable))
+        (if (local.get $at) (then
+          (if (i32.ne (i32.load (i32.load (i32.load (i32.const 32)))) (local.get $at)) (then unreachable))
+          (if (i32.ne (i32.load offset=4 (i32.load (i32.const 32))) (i32.const 4)) (then unreachable))
+          (if (i32.ne (i32.load (i32.load offset=8 (i32.load (i32.const 32)))) (local.get $at)) (then unreachable))
+          (if (i32.ne (i32.load offset=12 (i32.load (i32.const 32))) (i32.const 4)) (then unreachable))))";
+    for read in [get, nothing, all, from_one_backwards] {
+        assert_eq!(mark_and(&[0, 1, 2], read).run(Limits::default(), 3).0, "...", "{read}");
+    }
+}
+
+#[test]
 fn nans_are_canonical() {
     // 0/0 with a sign that the processor would keep.
     let nan = "(i64.store (i32.const 16) (i64.reinterpret_f64 (f64.neg (f64.div (f64.const 0) (f64.const 0)))))

@@ -22,6 +22,36 @@ fn a_core_module_and_its_component_are_both_hosted() {
 }
 
 #[test]
+fn a_core_module_of_another_shape_is_made_a_component() {
+    // wit-component has it called before anything else.
+    let initialized = "(func (export \"_initialize\") (i32.store (i32.const 144) (i32.const 5)))";
+    let guest = Guest { more: initialized.into(), ..mark_and(&[], "") };
+    assert_eq!(guest.run(Limits::default(), 2).0, "..");
+    for (guest, runs_as_it_is) in [(mark_and(&[], ""), true), (guest, false)] {
+        let core = core_module::CoreEntrance::new(ENGINE.apply(), &guest.core(), "apply").unwrap();
+        assert_eq!(core.is_some(), runs_as_it_is);
+    }
+}
+
+#[test]
+fn a_description_is_bounded_and_utf8() {
+    // Two routes, of three strings each that are all the same 3 MiB: more than twice the memory there may be.
+    let routes = "(i32.store (i32.const 148) (i32.const 256)) (i32.store (i32.const 152) (i32.const 2))";
+    let strings: String =
+        (0..6).map(|at| format!("(i32.store (i32.const {}) (i32.const 0x300000))", 260 + 8 * at)).collect();
+    let limits = Limits { memory_bytes_max: 8 << 20, ..Limits::default() };
+    let not_utf8 = "(i32.store (i32.const 1024) (i32.const -1))";
+    for (more, fits) in [("", true), (routes, true), (&format!("{routes} {strings}"), false), (not_utf8, false)] {
+        let guest = Guest { describe: more.into(), ..mark_and(&[], "") };
+        let core = guest.core();
+        for bytes in [&core, &inspect::encode(&core).unwrap()] {
+            let described = Module::compile(&ENGINE, bytes, limits);
+            assert_eq!(described.is_ok(), fits, "{more}: {:?}", described.err());
+        }
+    }
+}
+
+#[test]
 fn a_forbidden_import_is_named() {
     let core = wat::parse_str("(module (import \"wasi_snapshot_preview1\" \"fd_write\" (func)))").unwrap();
     assert!(refusal(&core).contains("wasi_snapshot_preview1"), "{}", refusal(&core));

@@ -115,7 +115,12 @@ fn key_values_survive_from_batch_to_batch() {
         let (replies, shelf) = module.apply(&CONTEXT, valid(&batch), &[], Shelf::default()).unwrap();
         assert_eq!(letters(&replies), ".".repeat(50));
         let gets = Batch { commands: paths.iter().map(|path| request(Method::Get, path, b"")).collect() }.to_bytes();
-        let replies = module.query(&CONTEXT, valid(&gets), &[], shelf, LONG).unwrap();
+        let replies = module.query(&CONTEXT, valid(&gets), &[], shelf.clone(), LONG).unwrap();
         assert_eq!(bodies(&replies), vec!["v"; 50]);
+        let page = Request { query: "after=key0&limit=2".into(), ..request(Method::Get, "/kv", b"") };
+        let page = Batch { commands: vec![page] }.to_bytes();
+        let replies = module.query(&CONTEXT, valid(&page), &[], shelf, LONG).unwrap();
+        let keys = r#"{"key":"key1","etag":"\"101\"","size":1},{"key":"key10","etag":"\"110\"","size":1}"#;
+        assert_eq!(bodies(&replies), [format!(r#"{{"keys":[{keys}],"next":"key10"}}"#)]);
     }
 }
