@@ -29,7 +29,7 @@ use crate::raft::identity::{Identity, random};
 use crate::raft::types::{BatchId, Entry, Kind, LogId};
 use crate::raft::{Bootstrap, Consensus, Growth, Parts, Proposals, Refused, Stamp, quarantine};
 use crate::state_machine::snapshot::Snapshots;
-use crate::state_machine::{Activation, Applied, Backlog, Gate, Held, Queries, StateMachine, View};
+use crate::state_machine::{Activation, Applied, ApplyFault, Backlog, Gate, Held, Queries, StateMachine, View};
 use backup::Backups;
 use service::Service;
 
@@ -52,6 +52,7 @@ pub struct Node {
     consensus: Arc<Consensus>,
     log: SledLog,
     gate: Arc<Gate>,
+    apply_fault: ApplyFault,
     address: SocketAddr,
 }
 
@@ -94,7 +95,7 @@ impl Node {
         let tickets = Tickets::new(config.id, random());
         let backlog = Box::new(LogAgain { log: log.clone(), runtime: tokio::runtime::Handle::current() });
         let held = Held { gate: gate.clone(), backlog };
-        let (state_machine, view) =
+        let (state_machine, view, apply_fault) =
             StateMachine::start(engine.clone(), snapshots.clone(), tickets.clone(), metrics.clone(), held)?;
         let bootstrap = plan_bootstrap(&config, &mut identity, &engine, &view)?;
         let (stamp_gate, serving_gate) = (gate.clone(), gate.clone());
@@ -158,7 +159,7 @@ impl Node {
         }
         let _ = service.http.set(server.metrics());
         tracing::info!("node {} serves clients on {address}", config.id);
-        Ok(Node { server, admin, batcher, consensus, log, gate: service.gate.clone(), address })
+        Ok(Node { server, admin, batcher, consensus, log, gate: service.gate.clone(), apply_fault, address })
     }
 
     /// Where clients connect.
@@ -170,9 +171,11 @@ impl Node {
     pub fn failed(&self) -> impl Future<Output = String> + Send + 'static {
         let raft = self.consensus.failed();
         let log = self.log.clone();
+        let apply = self.apply_fault.clone().met();
         async move {
             tokio::select! {
                 why = raft => why,
+                why = apply => format!("entries can't be applied: {why}"),
                 why = log.failed() => format!("the log failed: {why}"),
             }
         }

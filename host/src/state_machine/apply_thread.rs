@@ -38,6 +38,8 @@ pub(super) struct ApplyThread {
     pub(super) gate: Arc<Gate>,
     /// Of the newest entry in the state.
     pub(super) term: u64,
+    /// openraft may not ask how a group went before it has another one: the node is told of a fault by itself.
+    pub(super) fault: watch::Sender<Option<String>>,
 }
 
 impl ApplyThread {
@@ -47,9 +49,10 @@ impl ApplyThread {
             match work {
                 Work::Apply(Group { entries, applied }) => {
                     let result = self.apply(entries);
-                    let failed = result.is_err();
+                    let fault = result.as_ref().err().map(io::Error::to_string);
                     let _ = applied.send(result);
-                    if failed {
+                    if fault.is_some() {
+                        self.fault.send_replace(fault);
                         return;
                     }
                 }
@@ -134,6 +137,14 @@ impl ApplyThread {
         if term > self.term {
             self.term = term;
             self.sink.term_began(term);
+        }
+    }
+}
+
+impl Drop for ApplyThread {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.fault.send_replace(Some("the apply thread panicked".into()));
         }
     }
 }

@@ -37,7 +37,7 @@ use sessions::Sessions;
 pub use activation::{Activation, Active, Pieces};
 pub use feed::Backlog;
 pub use gate::Gate;
-pub use openraft_impl::{Held, StateMachine};
+pub use openraft_impl::{ApplyFault, Held, StateMachine};
 pub use queries::Queries;
 #[doc(hidden)]
 pub use replica::{Done, Replica};

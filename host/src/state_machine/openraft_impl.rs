@@ -39,6 +39,22 @@ pub struct StateMachine {
     /// None when it is being dropped.
     work: Option<mpsc::Sender<Work>>,
     thread: Option<JoinHandle<()>>,
+    /// The group that openraft believes to be applied.
+    believed: Option<oneshot::Receiver<io::Result<()>>>,
+}
+
+/// Why the apply thread ended by itself. Never, if it is ended in good order.
+#[derive(Clone)]
+pub struct ApplyFault(watch::Receiver<Option<String>>);
+
+impl ApplyFault {
+    pub async fn met(mut self) -> String {
+        let met = self.0.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        match met {
+            Some(why) => why,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 impl StateMachine {
@@ -49,20 +65,21 @@ impl StateMachine {
         sink: Arc<dyn Applied>,
         metrics: Arc<Metrics>,
         held: Held,
-    ) -> io::Result<(StateMachine, View)> {
+    ) -> io::Result<(StateMachine, View, ApplyFault)> {
         let replica = Replica::new(engine.clone(), metrics.clone());
         let (publish, view) = watch::channel(Arc::new(replica.state()));
         let (work, incoming) = mpsc::channel();
         let Held { gate, backlog } = held;
         let feed = Feed::new(gate.clone(), backlog);
-        let apply = ApplyThread { replica, publish, sink, metrics, gate, term: 0 };
+        let (fault, met) = watch::channel(None);
+        let apply = ApplyThread { replica, publish, sink, metrics, gate, term: 0, fault };
         let thread = std::thread::Builder::new()
             .name("apply".into())
             .stack_size(STACK_BYTES + HOST_STACK_BYTES)
             .spawn(move || apply.run(feed, &incoming))?;
-        let state_machine =
-            StateMachine { engine, view: view.clone(), snapshots, work: Some(work), thread: Some(thread) };
-        Ok((state_machine, view))
+        let (work, thread) = (Some(work), Some(thread));
+        let state_machine = StateMachine { engine, view: view.clone(), snapshots, work, thread, believed: None };
+        Ok((state_machine, view, ApplyFault(met)))
     }
 
     fn hand_over(&self, work: Work) -> io::Result<()> {
@@ -103,6 +120,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok((state.applied, state.membership.clone()))
     }
 
+    /// Nobody waits for openraft to learn that entries without a responder are applied, as all are on a follower: their
+    /// clients are answered by the apply thread, and to tell openraft costs a change of threads for each round. So it is
+    /// told at once, one group ahead, which bounds what waits. It believes more to be applied than is, as while a gate is
+    /// closed (`feed.rs`).
     async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
     where
         S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
@@ -118,8 +139,15 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 group.push(entry);
                 responders.push(responder);
             }
+            if let Some(before) = self.believed.take() {
+                before.await.map_err(|_| stopped())??;
+            }
             let (applied, done) = oneshot::channel();
             self.hand_over(Work::Apply(Group { entries: group, applied }))?;
+            if responders.iter().all(Option::is_none) {
+                self.believed = Some(done);
+                continue;
+            }
             done.await.map_err(|_| stopped())??;
             for responder in responders.into_iter().flatten() {
                 responder.send(());

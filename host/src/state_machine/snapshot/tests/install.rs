@@ -9,13 +9,15 @@ use crate::guest::Engine;
 use crate::outcome::BatchReplies;
 use crate::raft::types::{BatchId as Id, Entry, LogId, SnapshotFile};
 use crate::state_machine::snapshot::Snapshots;
-use crate::state_machine::{Applied, Backlog, Gate, Held, StateMachine, View, digest};
+use crate::state_machine::{Applied, ApplyFault, Backlog, Gate, Held, StateMachine, View, digest};
 
 /// Remembers what it was told, and what could be read then.
 #[derive(Default)]
 struct Told {
     events: Mutex<Vec<(String, u64)>>,
     view: std::sync::OnceLock<View>,
+    /// Whoever tells it that a batch was applied waits for this.
+    busy: Mutex<()>,
 }
 
 impl Told {
@@ -27,6 +29,7 @@ impl Told {
 
 impl Applied for Told {
     fn applied(&self, id: Id, _: LogId, _: BatchReplies) {
+        drop(self.busy.lock().unwrap());
         self.note(format!("applied {}", id.sequence));
     }
 
@@ -58,6 +61,7 @@ struct Room {
     told: Arc<Told>,
     snapshots: Arc<Snapshots>,
     gate: Arc<Gate>,
+    fault: ApplyFault,
     _dir: tempfile::TempDir,
 }
 
@@ -68,15 +72,26 @@ fn room() -> Room {
     let engine = Engine::new().unwrap();
     let gate = Gate::open(dir.path(), &[], None).unwrap();
     let held = Held { gate: gate.clone(), backlog: Box::new(Nothing) };
-    let (machine, view) =
+    let (machine, view, fault) =
         StateMachine::start(engine, snapshots.clone(), told.clone(), Default::default(), held).unwrap();
     let _ = told.view.set(view.clone());
-    Room { machine, view, told, snapshots, gate, _dir: dir }
+    Room { machine, view, told, snapshots, gate, fault, _dir: dir }
 }
 
 impl Room {
     async fn install(&mut self, file: SnapshotFile) -> std::io::Result<()> {
         self.machine.install_snapshot(&file.meta.clone(), file).await
+    }
+
+    /// So many events, once they have come.
+    async fn told(&self, count: usize) -> Vec<(String, u64)> {
+        let come = async {
+            while self.told.events.lock().unwrap().len() < count {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(30), come).await.expect("it comes soon");
+        self.events()
     }
 
     fn events(&self) -> Vec<(String, u64)> {
@@ -118,7 +133,40 @@ async fn entries_go_on_behind_a_snapshot() {
     let next = entry(3, 41, 0);
     room.machine.apply(futures_util::stream::iter([Ok((next, None))])).await.unwrap();
     // The term is not told again.
-    assert_eq!(room.events(), [("applied 41".into(), 41)]);
+    assert_eq!(room.told(1).await, [("applied 41".into(), 41)]);
+}
+
+#[tokio::test]
+async fn openraft_may_be_one_group_ahead_of_the_apply_thread() {
+    use futures_util::FutureExt;
+
+    use crate::log::tests::support::entry;
+    let mut room = room();
+    let file = room.snapshots.build(&state(3, 40)).unwrap();
+    room.install(file).await.unwrap();
+    let told = room.told.clone();
+    let busy = told.busy.lock().unwrap();
+    let apply = |machine: &mut StateMachine, index| {
+        let next = futures_util::stream::iter([Ok((entry(3, index, 0), None))]);
+        machine.apply(next).now_or_never().map(Result::unwrap)
+    };
+    assert!(apply(&mut room.machine, 41).is_some(), "nobody waits for openraft to know");
+    assert!(apply(&mut room.machine, 42).is_none(), "what waits is bounded");
+    drop(busy);
+    room.view.wait_for(|state| state.applied_index() == 41).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_fault_of_the_apply_thread_needs_no_other_entry_to_be_seen() {
+    use crate::log::tests::support::entry;
+    let mut room = room();
+    let file = room.snapshots.build(&state(3, 40)).unwrap();
+    room.install(file).await.unwrap();
+    // One is missing.
+    let applied = room.machine.apply(futures_util::stream::iter([Ok((entry(3, 42, 0), None))])).await;
+    assert!(applied.is_ok(), "openraft is told before it is tried");
+    assert!(room.fault.clone().met().await.contains("panicked"));
+    assert!(room.machine.apply(futures_util::stream::iter([Ok((entry(3, 43, 0), None))])).await.is_err());
 }
 
 #[tokio::test]
@@ -168,6 +216,6 @@ async fn a_batch_that_was_applied_beside_a_wrong_stamp_is_withheld_before_the_te
     let EntryPayload::Normal(proposal) = &mut wrong.payload else { panic!("a batch") };
     (proposal.envelope.stamp_index, proposal.envelope.stamp_digest) = (40, [0xee; 16]);
     room.machine.apply(futures_util::stream::iter([Ok((batch, None)), Ok((wrong, None))])).await.unwrap();
-    assert_eq!(room.events(), [("withheld 41".into(), 41), ("term 4".into(), 41)]);
+    assert_eq!(room.told(2).await, [("withheld 41".into(), 41), ("term 4".into(), 41)]);
     assert!(room.gate.may_serve().is_err());
 }
