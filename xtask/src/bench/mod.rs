@@ -80,7 +80,7 @@ pub fn run(sh: &Shell, args: &[&str]) -> Result<()> {
     let mut results = Results::new();
     for round in 1..=options.rounds {
         for scenario in scenarios.iter().filter(|s| round <= s.rounds_max) {
-            measure(&binary, etcd.as_deref(), scenario, &options, &mut results)
+            measure(&binary, etcd.as_deref(), scenario, &options, round, &mut results)
                 .with_context(|| format!("round {round}, {}", scenario.name))?;
         }
     }
@@ -97,20 +97,26 @@ pub fn run(sh: &Shell, args: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// One scenario, each of its runs once, in turn. Clusters are new for each scenario, and those with the same settings
-/// are shared by its runs.
+/// One scenario, each of its runs once, in turn: backwards in every other round, because what runs first is disturbed by
+/// what ran before. Scenarios whose runs build on each other have one round. Clusters are new for each scenario, and those
+/// with the same settings are shared by its runs.
 fn measure(
     binary: &Path,
     etcd: Option<&Path>,
     scenario: &Scenario,
     options: &Options,
+    round: usize,
     results: &mut Results,
 ) -> Result<()> {
     let home = tempfile::Builder::new().prefix("raftlet-bench-").tempdir_in("/var/tmp")?;
     let mut raftlets: BTreeMap<(u64, Vec<&str>), Raftlet> = BTreeMap::new();
     let mut etcds = None;
     let mut rate_before = 0.0;
-    for (number, run) in scenario.runs.iter().enumerate() {
+    let mut runs: Vec<_> = scenario.runs.iter().enumerate().collect();
+    if round.is_multiple_of(2) {
+        runs.reverse();
+    }
+    for (number, run) in runs {
         let measured = match run.side {
             Side::Raftlet { nodes, settings } => {
                 let key = (nodes, settings.to_vec());

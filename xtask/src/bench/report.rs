@@ -28,8 +28,8 @@ pub fn write(sh: &Shell, scenarios: &[Scenario], results: &Results, rounds: usiz
          loop, for etcd by gRPC.\n\
          - *Raftlet* shares connections between the clients, as etcd's clients do: what they ask at the same time is sent \
          together. *A connection each* is plain HTTP, one request for each command.\n\
-         - {rounds} rounds, each measures everything in turn. Figures are medians, in brackets the range. A machine that \
-         others use too is noisy: compare within a table, not between runs."
+         - {rounds} rounds, each measures everything in turn, every other one backwards. Figures are medians, in brackets \
+         the range. A machine that others use too is noisy: compare within a table, not between runs."
     )?;
     for scenario in scenarios {
         table(&mut text, scenario, results)?;
