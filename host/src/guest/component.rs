@@ -167,7 +167,7 @@ fn scan(
     let mut fuel = caller.get_fuel()?;
     let store = caller.data().backing.reader()?;
     let (entries, starved) = host::visit(store, range.read(&caller), limit, max_bytes, &mut fuel);
-    let entry = |(key, value): (&[u8], &[u8])| WasmEntry { key: key.to_vec(), value: value.to_vec() };
+    let entry = |(key, value): host::Pair<'_>| WasmEntry { key: key.to_vec(), value: value.to_vec() };
     let entries = entries.into_iter().map(entry).collect();
     host::spend(&mut caller, fuel, starved)?;
     Ok((entries,))

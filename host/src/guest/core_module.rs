@@ -13,8 +13,8 @@ use wasmtime::{
 use super::attempt::Job;
 use super::core_imports;
 use super::fault::{LocalFault, Stop};
-use super::host::{self, Room};
-use super::module::{Description, ModuleError, Route};
+use super::host::{self, LOG, Room, STORE};
+use super::module::ModuleError;
 
 /// What a module must export beside its memory: name, parameters, results. `i` is i32, `I` is i64. The context's five
 /// fields come flat, lists as pointer and length, and a result of more than one value as a pointer to it (Component Model,
@@ -26,18 +26,25 @@ const EXPORTS: [(&str, &str, &str); 5] = [
     ("migrate", "i", "i"),
     (REALLOC, "iiii", "i"),
 ];
+/// What a module may import: the contract's functions, flattened in the same way.
+const IMPORTS: [(&str, &str, &str, &str); 8] = [
+    (STORE, "get", "iii", ""),
+    (STORE, "set", "iiii", "i"),
+    (STORE, "delete", "ii", "i"),
+    (STORE, "scan", "iiiiiiiiii", ""),
+    (STORE, "delete-range", "iiiiiii", "I"),
+    (STORE, "begin", "i", ""),
+    (STORE, "rollback", "", ""),
+    (LOG, "write", "iii", ""),
+];
 const REALLOC: &str = "cabi_realloc";
 const MEMORY: &str = "memory";
-/// A component would call it first: such a module is run as one.
-const INITIALIZE: &str = "_initialize";
+/// What a component would call first, or instead of `cabi_realloc`: a module with one of these is run as a component.
+const SPECIAL: [&str; 4] = ["_initialize", "cabi_export_realloc", "cabi_import_realloc", "canonical_abi_realloc"];
 
 /// Pointer and length of a list.
 const LIST_BYTES: usize = 8;
 const LIST_ALIGN: usize = 4;
-/// A description in memory: two strings, a number, a list.
-const DESCRIPTION_BYTES: usize = 28;
-/// A route: three strings.
-const ROUTE_BYTES: usize = 24;
 
 /// One of the two functions that take a batch, ready to be instantiated.
 pub(super) struct CoreEntrance {
@@ -55,16 +62,17 @@ pub(super) struct Guest {
 }
 
 impl CoreEntrance {
-    /// Compiles and links. None if the module has other functions than the ones above: then a component says what is
-    /// wrong with it, or makes it fit.
+    /// Compiles and links. None if the module has other functions than the ones above: then it is run as a component.
     pub(super) fn new(engine: &Engine, core: &[u8], export: &str) -> Result<Option<Self>, ModuleError> {
         let module = Module::new(engine, core).map_err(|error| ModuleError::Invalid(format!("{error:#}")))?;
-        let mut linker = Linker::new(engine);
-        core_imports::link(&mut linker).map_err(|error| LocalFault::new(format!("{error:#}")))?;
-        let Ok(pre) = linker.instantiate_pre(&module) else { return Ok(None) };
         if !has_shape(&module) {
             return Ok(None);
         }
+        let local = |error: wasmtime::Error| LocalFault::new(format!("{error:#}"));
+        let mut linker = Linker::new(engine);
+        core_imports::link(&mut linker).map_err(local)?;
+        // Every import is there and has its type, so nothing is wrong with the module.
+        let pre = linker.instantiate_pre(&module).map_err(local)?;
         let index = |name| module.get_export_index(name);
         let (Some(function), Some(memory), Some(realloc)) = (index(export), index(MEMORY), index(REALLOC)) else {
             return Ok(None);
@@ -103,29 +111,7 @@ impl CoreEntrance {
         // The guest's post-return would free what goes with the instance anyway.
         let bytes = memory.data(&*store);
         let at = field(bytes.len(), at, LIST_BYTES, LIST_ALIGN)?;
-        Ok(bytes[list(bytes, at, 1)?].to_vec())
-    }
-
-    pub(super) fn describe(&self, store: &mut Store<Room>) -> wasmtime::Result<Description> {
-        let instance = self.pre.instantiate(&mut *store)?;
-        let memory = self.settle(store, &instance)?;
-        let function = instance.get_typed_func::<(), u32>(&mut *store, "describe")?;
-        let at = function.call(&mut *store, ())?;
-        let bytes = memory.data(&*store);
-        let at = field(bytes.len(), at, DESCRIPTION_BYTES, LIST_ALIGN)?;
-        let mut left = host::call_bytes(&store.data().limits);
-        let mut text = |at: usize| {
-            let range = list(bytes, at, 1)?;
-            left = left.checked_sub(range.len()).ok_or_else(|| contract(host::TOO_MUCH))?;
-            let text = std::str::from_utf8(&bytes[range]);
-            Ok::<_, Stop>(text.map_err(|_| contract("a string is not UTF-8"))?.to_owned())
-        };
-        let (name, version) = (text(at)?, text(at + 8)?);
-        let mut routes = Vec::new();
-        for at in list(bytes, at + 20, ROUTE_BYTES)?.step_by(ROUTE_BYTES) {
-            routes.push(Route { method: text(at)?, path: text(at + 8)?, summary: text(at + 16)? });
-        }
-        Ok(Description { name, version, schema: word(bytes, at + 16), routes })
+        Ok(bytes[span(bytes.len(), word(bytes, at), word(bytes, at + 4))?].to_vec())
     }
 
     /// From now on the guest may call its imports.
@@ -145,12 +131,17 @@ fn lost(what: &str) -> wasmtime::Error {
 }
 
 fn has_shape(module: &Module) -> bool {
-    let has = |(name, parameters, results): &(&str, &str, &str)| match module.get_export(name) {
+    let is = |ty: Option<ExternType>, parameters: &str, results: &str| match ty {
         Some(ExternType::Func(ty)) => letters(&ty) == (parameters.to_string(), results.to_string()),
         _ => false,
     };
+    let exports = EXPORTS.iter().all(|(name, parameters, results)| is(module.get_export(name), parameters, results));
+    let imports = module.imports().all(|import| {
+        let known = IMPORTS.iter().find(|(from, name, ..)| (*from, *name) == (import.module(), import.name()));
+        known.is_some_and(|(_, _, parameters, results)| is(Some(import.ty()), parameters, results))
+    });
     let memory = matches!(module.get_export(MEMORY), Some(ExternType::Memory(ty)) if !ty.is_64() && !ty.is_shared());
-    EXPORTS.iter().all(has) && memory && module.get_export(INITIALIZE).is_none()
+    exports && imports && memory && SPECIAL.iter().all(|name| module.get_export(name).is_none())
 }
 
 fn letters(ty: &FuncType) -> (String, String) {
@@ -181,7 +172,8 @@ pub(super) fn contract(what: &str) -> Stop {
     Stop::Contract(what.into())
 }
 
-/// Memory of the guest's, from its own allocator, for what it is given. It can't call the host meanwhile.
+/// Memory of the guest's, from its own allocator, for what it is given. It can't call the host meanwhile. Of no bytes the
+/// place is within the memory too, because something was there before: the batch.
 pub(super) fn allocate(mut store: impl AsContextMut<Data = Room>, align: u32, bytes: usize) -> wasmtime::Result<usize> {
     if bytes == 0 {
         return Ok(align as usize);
@@ -229,16 +221,6 @@ pub(super) fn field(memory_bytes: usize, at: u32, bytes: usize, align: usize) ->
         return Err(contract("pointer not aligned"));
     }
     if at + bytes > memory_bytes { Err(contract("pointer out of bounds")) } else { Ok(at) }
-}
-
-/// The list whose pointer and length are at this place, of elements of so many bytes.
-fn list(memory: &[u8], at: usize, element_bytes: usize) -> Result<Range<usize>, Stop> {
-    let bytes = u64::from(word(memory, at + 4)) * element_bytes as u64;
-    let bytes = u32::try_from(bytes).map_err(|_| contract("list pointer/length out of bounds of memory"))?;
-    if element_bytes > 1 && !word(memory, at).is_multiple_of(LIST_ALIGN as u32) {
-        return Err(contract("list pointer is not aligned"));
-    }
-    span(memory.len(), word(memory, at), bytes)
 }
 
 /// What is at `at` was looked at with [`field`].

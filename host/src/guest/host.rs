@@ -215,6 +215,9 @@ pub(super) fn check(what: &str, len: usize, max: u32) -> Result<(), Stop> {
     Ok(())
 }
 
+/// Key and value.
+pub(super) type Pair<'a> = (&'a [u8], &'a [u8]);
+
 /// The entries of one scan, each paid for when it is met, and whether the fuel ended first.
 pub(super) fn visit<'a>(
     store: &'a dyn ReadStore,
@@ -222,7 +225,7 @@ pub(super) fn visit<'a>(
     limit: u32,
     max_bytes: u32,
     fuel: &mut u64,
-) -> (Vec<(&'a [u8], &'a [u8])>, bool) {
+) -> (Vec<Pair<'a>>, bool) {
     let mut entries = Vec::new();
     let mut bytes = 0_u64;
     for (key, value) in store.scan(range).take(limit as usize) {

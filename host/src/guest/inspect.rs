@@ -1,7 +1,7 @@
 //! Reads a module's bytes without compiling them: core or component, what it imports, what it exports. Refuses by name
 //! what this host doesn't have. Runs nothing. The next file is `module.rs`.
 
-use wasmparser::{ComponentTypeRef, Encoding, Parser, Payload};
+use wasmparser::{CanonicalFunction, CanonicalOption, ComponentTypeRef, Encoding, Parser, Payload};
 use wit_component::ComponentEncoder;
 
 use super::host::{LOG, STORE, TYPES};
@@ -92,6 +92,28 @@ impl Inspection {
         let missing: Vec<&str> = REQUIRED_EXPORTS.into_iter().filter(lacks).collect();
         if missing.is_empty() { Ok(()) } else { Err(ModuleError::MissingExports { names: missing.join(", ") }) }
     }
+}
+
+/// Whether all strings of a component's functions are UTF-8, as the contract's world has them unless its metadata says
+/// otherwise.
+///
+/// # Errors
+/// [`ModuleError::NotWasm`]
+pub(super) fn is_utf8(component: &[u8]) -> Result<bool, ModuleError> {
+    for payload in Parser::new(0).parse_all(component) {
+        let Payload::ComponentCanonicalSection(section) = payload.map_err(not_wasm)? else { continue };
+        for function in section {
+            let (CanonicalFunction::Lift { options, .. } | CanonicalFunction::Lower { options, .. }) =
+                function.map_err(not_wasm)?
+            else {
+                continue;
+            };
+            if options.iter().any(|option| matches!(option, CanonicalOption::UTF16 | CanonicalOption::CompactUTF16)) {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
 }
 
 /// The component that a core module of `wit-bindgen` becomes. The same bytes on every replica.

@@ -84,20 +84,29 @@ impl Module {
     pub fn compile(engine: &Engine, bytes: &[u8], limits: Limits) -> Result<Module, ModuleError> {
         limits.validate()?;
         let inspection = inspect(bytes)?;
-        let (apply, query) = if inspection.is_core {
+        let encoded;
+        let component = if inspection.is_core {
             check_core_imports(&inspection)?;
-            // Also of one that is run as it is: its metadata must be the contract's.
-            let encoded = inspect::encode(bytes)?;
+            encoded = inspect::encode(bytes)?;
             inspect(&encoded)?.check()?;
-            match core_entrances(engine, bytes)? {
-                Some(entrances) => entrances,
-                None => component_entrances(engine, &encoded)?,
-            }
+            encoded.as_slice()
         } else {
             inspection.check()?;
-            component_entrances(engine, bytes)?
+            bytes
         };
+        // Also of one that is run as it is: only the component's types say that it is the contract's.
+        let apply = ComponentEntrance::new(engine.apply(), component, "apply")?;
         let description = describe(&apply, limits)?;
+        let core = if inspection.is_core && inspect::is_utf8(component)? { core_ways(engine, bytes)? } else { None };
+        let (apply, query) = match core {
+            Some(ways) => ways,
+            None => {
+                let query = ComponentEntrance::new(engine.query(), component, "query")?;
+                (Way::Component(apply), Way::Component(query))
+            }
+        };
+        let apply = Entrance { way: apply, begin_required: true };
+        let query = Entrance { way: query, begin_required: false };
         let digest = *blake3::hash(bytes).as_bytes();
         let shared = Shared { engine: engine.clone(), limits, digest, inspection, description, apply, query };
         Ok(Module { shared: Arc::new(shared) })
@@ -150,35 +159,20 @@ fn check_core_imports(inspection: &Inspection) -> Result<(), ModuleError> {
     with_exports.check()
 }
 
-/// Both entrances, for applies and for queries.
-type Entrances = (Entrance, Entrance);
-
-fn core_entrances(engine: &Engine, core: &[u8]) -> Result<Option<Entrances>, ModuleError> {
+/// For applies and for queries, if the module can be run as it is.
+fn core_ways(engine: &Engine, core: &[u8]) -> Result<Option<(Way, Way)>, ModuleError> {
     let Some(apply) = CoreEntrance::new(engine.apply(), core, "apply")? else { return Ok(None) };
     let Some(query) = CoreEntrance::new(engine.query(), core, "query")? else { return Ok(None) };
-    Ok(Some(entrances(Way::Core(apply), Way::Core(query))))
+    Ok(Some((Way::Core(apply), Way::Core(query))))
 }
 
-fn component_entrances(engine: &Engine, component: &[u8]) -> Result<Entrances, ModuleError> {
-    let apply = ComponentEntrance::new(engine.apply(), component, "apply")?;
-    let query = ComponentEntrance::new(engine.query(), component, "query")?;
-    Ok(entrances(Way::Component(apply), Way::Component(query)))
-}
-
-fn entrances(apply: Way, query: Way) -> Entrances {
-    (Entrance { way: apply, begin_required: true }, Entrance { way: query, begin_required: false })
-}
-
-fn describe(apply: &Entrance, limits: Limits) -> Result<Description, ModuleError> {
-    let mut store = Store::new(apply.way.engine(), Room::new(Backing::Closed, limits, Vec::new(), 0));
+fn describe(apply: &ComponentEntrance, limits: Limits) -> Result<Description, ModuleError> {
+    let mut store = Store::new(apply.engine(), Room::new(Backing::Closed, limits, Vec::new(), 0));
     let failed = |error: wasmtime::Error| match judge(&error) {
         Ok(End::Failure(failure) | End::Nobody(failure)) => ModuleError::Describe(failure),
         Ok(End::Budget | End::Deadline) => ModuleError::Describe(Failure::OutOfFuel),
         Err(fault) => ModuleError::Local(fault),
     };
     host::prepare(&mut store).map_err(failed)?;
-    match &apply.way {
-        Way::Core(entrance) => entrance.describe(&mut store).map_err(failed),
-        Way::Component(entrance) => entrance.describe(&mut store).map_err(failed)?,
-    }
+    apply.describe(&mut store).map_err(failed)?
 }

@@ -116,6 +116,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotBuilder = Newest;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        // openraft asks after it has had what was committed applied again at its start, and then the node is ready.
+        if let Some(before) = self.believed.take() {
+            before.await.map_err(|_| stopped())??;
+        }
         let state = self.view.borrow();
         Ok((state.applied, state.membership.clone()))
     }

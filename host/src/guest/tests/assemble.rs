@@ -11,6 +11,7 @@ use super::*;
 const ARCHIVES_AT: usize = 0x10_0000;
 const PAGE: usize = 0x1000;
 pub const COUNT_MAX: usize = 40;
+pub const CONTRACT: &str = include_str!("../../../../wit/wit/machine.wit");
 
 /// What differs between the guests. All are WebAssembly text.
 #[derive(Clone)]
@@ -48,11 +49,16 @@ impl Guest {
 
     /// As a core module with the contract's types in a custom section, as wit-bindgen makes it.
     pub fn core(&self) -> Vec<u8> {
+        self.core_of(CONTRACT, StringEncoding::UTF8)
+    }
+
+    /// With another world in its metadata.
+    pub fn core_of(&self, wit: &str, strings: StringEncoding) -> Vec<u8> {
         let mut module = wat::parse_str(self.text()).unwrap();
         let mut resolve = Resolve::default();
-        let package = resolve.push_str("machine.wit", include_str!("../../../../wit/wit/machine.wit")).unwrap();
+        let package = resolve.push_str("machine.wit", wit).unwrap();
         let world = resolve.select_world(&[package], Some("state-machine")).unwrap();
-        embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
+        embed_component_metadata(&mut module, &resolve, world, strings).unwrap();
         module
     }
 

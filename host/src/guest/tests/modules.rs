@@ -1,6 +1,8 @@
 //! Which modules are hosted at all, and what they say about themselves; the real guests.
 
-use super::assemble::{Guest, mark_and};
+use wit_component::StringEncoding;
+
+use super::assemble::{CONTRACT, Guest, mark_and};
 use super::*;
 
 fn refusal(bytes: &[u8]) -> String {
@@ -27,10 +29,29 @@ fn a_core_module_of_another_shape_is_made_a_component() {
     let initialized = "(func (export \"_initialize\") (i32.store (i32.const 144) (i32.const 5)))";
     let guest = Guest { more: initialized.into(), ..mark_and(&[], "") };
     assert_eq!(guest.run(Limits::default(), 2).0, "..");
-    for (guest, runs_as_it_is) in [(mark_and(&[], ""), true), (guest, false)] {
+    let special = "(func (export \"canonical_abi_realloc\") (param i32 i32 i32 i32) (result i32) unreachable)";
+    let special = Guest { more: special.into(), ..mark_and(&[], "") };
+    for (guest, runs_as_it_is) in [(mark_and(&[], ""), true), (guest, false), (special, false)] {
         let core = core_module::CoreEntrance::new(ENGINE.apply(), &guest.core(), "apply").unwrap();
         assert_eq!(core.is_some(), runs_as_it_is);
     }
+}
+
+#[test]
+fn strings_that_are_not_utf8_are_for_a_component() {
+    for (strings, is_utf8) in [(StringEncoding::UTF8, true), (StringEncoding::UTF16, false)] {
+        let core = mark_and(&[], "").core_of(CONTRACT, strings);
+        assert_eq!(inspect::is_utf8(&inspect::encode(&core).unwrap()).unwrap(), is_utf8);
+    }
+}
+
+/// Flat they are the contract's.
+#[test]
+fn other_types_of_the_same_shape_are_refused() {
+    let other = CONTRACT.replace("batch: list<u8>", "batch: string");
+    assert_ne!(other, CONTRACT);
+    let core = mark_and(&[], "").core_of(&other, StringEncoding::UTF8);
+    assert!(matches!(Module::compile(&ENGINE, &core, Limits::default()), Err(ModuleError::Types(_))));
 }
 
 #[test]
