@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use xshell::{Shell, cmd};
 
-use super::scenarios::Scenario;
+use super::scenarios::{Run, Scenario};
 use super::{Latency, Measured, Results};
 
 /// The whole file.
@@ -67,7 +67,7 @@ fn table(text: &mut String, scenario: &Scenario, results: &Results) -> std::fmt:
             text,
             "| {}{} | {} | {} | {} | {} | {batch} | {:.0} | {ratio} |",
             run.label,
-            notes(rounds),
+            notes(run, rounds),
             figure(rounds, |m| m.ops_per_second, 0),
             figure(rounds, |m| m.latency_us.p50 as f64 / 1e3, 2),
             figure(rounds, |m| m.latency_us.p99 as f64 / 1e3, 2),
@@ -82,7 +82,7 @@ const READS: fn(&Measured) -> Option<Latency> = |m| m.read_latency_us;
 const WRITES: fn(&Measured) -> Option<Latency> = |m| m.write_latency_us;
 
 /// What else must be known of a run.
-fn notes(rounds: &[Measured]) -> String {
+fn notes(run: &Run, rounds: &[Measured]) -> String {
     let errors: u64 = rounds.iter().map(|m| m.errors).sum();
     let mut notes = String::new();
     if errors > 0 {
@@ -93,8 +93,10 @@ fn notes(rounds: &[Measured]) -> String {
         let refused = median(rounds, |m| m.refused.unwrap_or(0) as f64 / m.ops as f64 * 100.0);
         let _ = write!(notes, "; {refused:.0} % refused");
     }
+    // Clients that only read have written what they read: too few to tell.
+    let are_mixed = run.args.iter().any(|arg| arg == "90");
     for (name, pick) in [("reads", READS), ("writes", WRITES)] {
-        if rounds.iter().all(|m| pick(m).is_some()) {
+        if are_mixed && rounds.iter().all(|m| pick(m).is_some()) {
             let ms = |of: fn(&Latency) -> u64| median(rounds, |m| pick(m).as_ref().map_or(0, of) as f64 / 1e3);
             let _ = write!(notes, "; {name} p50 {:.2}, p99 {:.2} ms", ms(|l| l.p50), ms(|l| l.p99));
         }
