@@ -165,7 +165,8 @@ async fn a_fault_of_the_apply_thread_needs_no_other_entry_to_be_seen() {
     // One is missing.
     let applied = room.machine.apply(futures_util::stream::iter([Ok((entry(3, 42, 0), None))])).await;
     assert!(applied.is_ok(), "openraft is told before it is tried");
-    assert!(room.fault.clone().met().await.contains("panicked"));
+    let met = tokio::time::timeout(std::time::Duration::from_secs(30), room.fault.clone().met()).await;
+    assert!(met.expect("the node is told").contains("panicked"));
     assert!(room.machine.apply(futures_util::stream::iter([Ok((entry(3, 43, 0), None))])).await.is_err());
 }
 
