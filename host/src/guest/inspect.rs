@@ -13,7 +13,7 @@ const REQUIRED_EXPORTS: [&str; 4] = ["describe", "apply", "query", "migrate"];
 /// What a module's bytes say about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspection {
-    /// A core module, which the host makes a component.
+    /// A core module. The host makes a component of it to look at its types.
     pub is_core: bool,
     /// In the module's order. For a core module: the interfaces its functions come from, each once.
     pub imports: Vec<String>,

@@ -1,8 +1,9 @@
 //! Step [7] of 8: runs a module on a batch. The only room that knows wasmtime. It gets a store behind a trait, gives
 //! back replies, and knows neither the map nor Raft.
 //!
-//! `engine.rs` (settings) → `module.rs` (compiles, describes) → `host.rs` (the imports) → `apply.rs` (one batch) →
-//! `attempt.rs` (one instance). From here the path goes on in `state_machine/` (step 8).
+//! `engine.rs` (settings) → `module.rs` (compiles, describes) → `host.rs` (what imports do and cost) → `apply.rs` (one
+//! batch) → `attempt.rs` (one instance) → `core_module.rs`, `core_imports.rs` or `component.rs` (how it is called, and how it
+//! calls). From here the path goes on in `state_machine/` (step 8).
 
 mod apply;
 mod attempt;
