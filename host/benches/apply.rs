@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use raftlet::guest::Engine;
 use raftlet::raft::types::Kind;
+use raftlet::state_machine::Effort;
 
 /// The binary's allocator.
 #[global_allocator]
@@ -62,7 +63,7 @@ fn case(engine: &Engine, keys: u64, commands: u64, value_bytes: usize, round: Du
         let b = per_command(Box::new(|at| right = common::natively(right.clone(), &batches[at], 1).1), &mut turn);
         let apply = |at: usize| {
             let entry = common::entry(&replica, Kind::Batch, batches[at].clone());
-            drop(replica.apply(entry).expect("this machine is sound"));
+            drop(replica.apply(&entry, Effort::Whole).expect("this machine is sound"));
         };
         let c = per_command(Box::new(apply), &mut turn);
         wasm.push(a);

@@ -13,7 +13,7 @@ use raftlet::raft::codec::log_id;
 use raftlet::raft::types::{BatchId, Entry, Envelope, Kind, Proposal};
 use raftlet::state_machine::map::{Entry as Pair, Map};
 use raftlet::state_machine::overlay::{Overlay, Writes};
-use raftlet::state_machine::{Activation, Replica};
+use raftlet::state_machine::{Activation, Effort, Replica};
 use raftlet_machine::{Batch, Method, Request};
 use raftlet_native_sdk::guest::{Backend, Entry as Scanned, KeyRange};
 
@@ -112,7 +112,7 @@ pub fn replica(engine: &Engine, map: Map) -> Replica {
     let activation = Activation::of(KV, 7, Limits::default(), engine.identity());
     for (kind, bytes) in [(Kind::ModuleChunk, Bytes::from_static(KV)), (Kind::ActivateModule, activation.to_bytes())] {
         let entry = entry(&replica, kind, bytes);
-        replica.apply(entry).expect("the module compiles");
+        replica.apply(&entry, Effort::Whole).expect("the module compiles");
     }
     let mut state = replica.state();
     state.applied = state.applied.map(|id| log_id(1, id.index + 1));

@@ -12,6 +12,7 @@ use super::settings::{FileKeys, Peers, SettingsArgs, cores};
 use super::signals::EndSignals;
 use crate::config::{ConfigError, NodeConfig, SkipEntry};
 use crate::node::Node;
+use crate::state_machine::APPLY_STACK_BYTES;
 
 /// Where clients connect, if nothing is given. Loopback: whoever wants to be reached says so.
 const LISTEN: &str = "127.0.0.1:8080";
@@ -87,7 +88,11 @@ impl NodeCommand {
         let config = configure(*args)?;
         log_to_stderr()?;
         let threads = if config.worker_threads == 0 { cores() } else { config.worker_threads };
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(threads)
+            .thread_stack_size(APPLY_STACK_BYTES)
+            .enable_all()
+            .build();
         runtime.context("can't start the runtime")?.block_on(serve(config))
     }
 }

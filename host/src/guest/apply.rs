@@ -80,12 +80,27 @@ impl Module {
         let run = positions(run, job.count)?;
         let course = Course::new(self.apply_entrance(), job, Backing::Command(Box::new(store)), None);
         let (replies, backing) = course.finish(run)?;
-        let Backing::Command(store) = backing else {
-            return Err(LocalFault("the store of a command got lost".into()));
-        };
-        let store: Box<dyn std::any::Any> = store;
-        let store = store.downcast::<S>().map_err(|_| LocalFault("the store of a command was swapped".into()))?;
-        Ok((replies, *store))
+        Ok((replies, store_of(backing)?))
+    }
+
+    /// The same on a thread that must not be held up: one run with about a millisecond's fuel and 16 MiB. None if that
+    /// wasn't enough, a command failed, or this machine did: then nothing has happened and nothing may be concluded. What
+    /// went well here would have gone just so with more.
+    pub fn apply_lightly<S: CommandStore>(
+        &self,
+        context: &Context,
+        batch: ValidBatch<'_>,
+        run: &[u32],
+        store: S,
+    ) -> Option<(BatchReplies, S)> {
+        let mut job = self.job(context, batch);
+        job.limits = job.limits.light();
+        let run = positions(run, job.count).ok()?;
+        let budget = job.limits.fuel_per_batch;
+        let attempt =
+            self.apply_entrance().attempt(&job, &run, Backing::Command(Box::new(store)), budget, None).ok()?;
+        let Verdict::Done(replies) = attempt.verdict else { return None };
+        Some((BatchReplies::Whole(replies), store_of(attempt.backing).ok()?))
     }
 
     /// The same for queries. Those that are not done within the time are answered [`Failure::QueryTimeout`]. Waits while
@@ -113,6 +128,14 @@ impl Module {
     fn job<'a>(&self, context: &'a Context, batch: ValidBatch<'a>) -> Job<'a> {
         Job { context, batch: batch.bytes, count: batch.archived.commands.len(), limits: *self.limits() }
     }
+}
+
+fn store_of<S: CommandStore>(backing: Backing) -> Result<S, LocalFault> {
+    let Backing::Command(store) = backing else {
+        return Err(LocalFault("the store of a command got lost".into()));
+    };
+    let store: Box<dyn std::any::Any> = store;
+    Ok(*store.downcast::<S>().map_err(|_| LocalFault("the store of a command was swapped".into()))?)
 }
 
 fn positions(run: &[u32], count: usize) -> Result<Vec<u32>, LocalFault> {

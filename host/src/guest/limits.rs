@@ -28,6 +28,11 @@ pub struct Limits {
     pub reply_bytes_max: u32,
 }
 
+/// A light run's fuel: about a millisecond.
+const LIGHT_FUEL: u64 = 1_000_000;
+/// A light run's memory, in bytes. Fetching and clearing it must take no longer than the fuel.
+const LIGHT_MEMORY_BYTES: u64 = 16 << 20;
+
 /// These limits can't be used on any node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidLimits {
@@ -55,6 +60,16 @@ impl Default for Limits {
 const FUEL_MAX: u64 = i64::MAX as u64 / 4;
 
 impl Limits {
+    /// At most a light run's (`apply.rs`).
+    pub(super) fn light(self) -> Limits {
+        Limits {
+            fuel_per_batch: self.fuel_per_batch.min(LIGHT_FUEL),
+            fuel_frame: self.fuel_frame.min(LIGHT_FUEL),
+            memory_bytes_max: self.memory_bytes_max.min(LIGHT_MEMORY_BYTES),
+            ..self
+        }
+    }
+
     /// What each limit must be so that every node can keep it.
     pub fn validate(&self) -> Result<(), InvalidLimits> {
         let bounds = [

@@ -38,10 +38,11 @@ impl Feed {
         Feed { gate, backlog, given: 0 }
     }
 
-    /// Waits for a group that follows `applied` and may be applied, or for another state. None: openraft is gone.
-    pub(super) fn next(&mut self, incoming: &Receiver<Work>, applied: Option<LogId>) -> Option<Work> {
-        let next = applied.map_or(0, |l| l.index + 1);
+    /// Waits for a group that follows what is `applied` and may be applied, or for another state. None: openraft is gone.
+    /// Others may apply what never comes here, but only while nothing that came is left.
+    pub(super) fn next(&mut self, incoming: &Receiver<Work>, applied: impl Fn() -> Option<LogId>) -> Option<Work> {
         loop {
+            let next = applied().map_or(0, |l| l.index + 1);
             let is_behind = self.given > next;
             let is_open = self.gate.is_open();
             let came = if !is_behind {
@@ -144,7 +145,7 @@ mod tests {
         let mut feed = Feed::new(gate.clone(), Box::new(Log));
         let (groups, incoming) = channel();
         let _first = give(&groups, 0..2);
-        assert_eq!(indices(&feed.next(&incoming, None).unwrap()), [0, 1]);
+        assert_eq!(indices(&feed.next(&incoming, || None).unwrap()), [0, 1]);
 
         close(&gate);
         let mut let_go = [give(&groups, 2..4), give(&groups, 4..9)];
@@ -161,15 +162,15 @@ mod tests {
                 gate.cleared(What::Chain, 1);
             }
         });
-        assert_eq!(indices(&feed.next(&incoming, Some(log_id(1, 1))).unwrap()), [2, 3, 4]);
+        assert_eq!(indices(&feed.next(&incoming, || Some(log_id(1, 1))).unwrap()), [2, 3, 4]);
         opener.join().unwrap();
         // What comes while it catches up must wait for its turn.
         let mut later = give(&groups, 9..10);
-        assert_eq!(indices(&feed.next(&incoming, Some(log_id(1, 4))).unwrap()), [5, 6, 7]);
+        assert_eq!(indices(&feed.next(&incoming, || Some(log_id(1, 4))).unwrap()), [5, 6, 7]);
         assert!(matches!(later.try_recv(), Ok(Ok(()))));
-        assert_eq!(indices(&feed.next(&incoming, Some(log_id(1, 7))).unwrap()), [8, 9]);
+        assert_eq!(indices(&feed.next(&incoming, || Some(log_id(1, 7))).unwrap()), [8, 9]);
         let _direct = give(&groups, 10..11);
-        assert_eq!(indices(&feed.next(&incoming, Some(log_id(1, 9))).unwrap()), [10]);
+        assert_eq!(indices(&feed.next(&incoming, || Some(log_id(1, 9))).unwrap()), [10]);
     }
 
     #[test]
@@ -179,8 +180,8 @@ mod tests {
         let mut feed = Feed::new(gate, Box::new(Log));
         let (groups, incoming) = channel();
         let _first = give(&groups, 0..5);
-        assert_eq!(indices(&feed.next(&incoming, None).unwrap()).len(), 5);
-        assert_eq!(indices(&feed.next(&incoming, Some(log_id(1, 2))).unwrap()), [3, 4]);
+        assert_eq!(indices(&feed.next(&incoming, || None).unwrap()).len(), 5);
+        assert_eq!(indices(&feed.next(&incoming, || Some(log_id(1, 2))).unwrap()), [3, 4]);
     }
 
     #[test]
@@ -192,6 +193,6 @@ mod tests {
         close(&gate);
         let _held = give(&groups, 0..5);
         drop(groups);
-        assert!(feed.next(&incoming, None).is_none());
+        assert!(feed.next(&incoming, || None).is_none());
     }
 }

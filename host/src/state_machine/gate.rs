@@ -1,4 +1,4 @@
-//! The gate before step 6 of 8: whether the next committed entry is applied, skipped or held. The apply thread asks
+//! The gate before step 6 of 8: whether the next committed entry is applied, skipped or held. Whoever applies (`applier.rs`) asks
 //! before each entry and reports after it; `raft/audit.rs` closes and opens the gate; `node.rs` reads why. While it is
 //! closed the log and the votes go on, only the state stands still. Never applies anything itself; how the entries that
 //! came meanwhile are caught up is `feed.rs`.
@@ -40,7 +40,7 @@ pub enum Pass {
     Hold,
 }
 
-/// Shared by the apply thread, the audit and the node.
+/// Shared by whoever applies, the audit and the node.
 pub struct Gate {
     dir: PathBuf,
     health: watch::Sender<Health>,
@@ -126,7 +126,8 @@ impl Gate {
         }
     }
 
-    /// Asked on the apply thread before each entry, in log order. [`Gate::after`] follows unless it says hold.
+    /// Asked before each entry, in log order. [`Gate::after`] follows unless it says hold, or the same entry is asked for
+    /// again because it took more than it was given.
     pub fn before(&self, entry: &Entry) -> Pass {
         if !self.is_open() {
             return Pass::Hold;

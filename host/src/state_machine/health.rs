@@ -1,4 +1,4 @@
-//! What keeps a node from applying, and from answering. Plain facts, shared by the apply thread, which obeys them, by
+//! What keeps a node from applying, and from answering. Plain facts, shared by whoever applies, who obeys them, by
 //! `raft/audit.rs`, which decides most of them, and by `node.rs`, which tells clients. The gate that keeps them is
 //! `gate.rs`.
 

@@ -4,6 +4,7 @@
 //! it is the state machine proper.
 
 mod activation;
+mod applier;
 mod apply_thread;
 mod checkpoints;
 pub mod digest;
@@ -37,13 +38,14 @@ use sessions::Sessions;
 pub use activation::{Activation, Active, Pieces};
 pub use feed::Backlog;
 pub use gate::Gate;
-pub use openraft_impl::{ApplyFault, Held, StateMachine};
+pub use openraft_impl::{APPLY_STACK_BYTES, ApplyFault, Held, StateMachine};
 pub use queries::Queries;
 #[doc(hidden)]
-pub use replica::{Done, Replica};
+pub use replica::{Done, Effort, Replica, Step};
 pub use ring::{INDICES_MAX, Short};
 
-/// Is told what was applied, after it can be read. Called on the apply thread, in log order.
+/// Is told what was applied, after it can be read. Called by one at a time, in log order, on the apply thread
+/// or the runtime's.
 pub trait Applied: Send + Sync + 'static {
     /// This batch was applied. `replies` are in the order of its commands.
     fn applied(&self, id: BatchId, log_id: LogId, replies: BatchReplies);

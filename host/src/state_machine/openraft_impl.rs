@@ -1,8 +1,9 @@
 //! openraft's view of the state machine (step 6 of 8): committed entries arrive here as a stream. They are applied
-//! on a thread of their own, so that no module can hold up an election. Next: `apply_thread.rs`.
+//! on a thread of their own, so that no module can hold up an election; only what is light and next is applied at once,
+//! on the thread of openraft's task. Next: `applier.rs`, `apply_thread.rs`.
 
 use std::io;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 
 use futures_util::{FutureExt, Stream, StreamExt};
@@ -11,7 +12,8 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::{oneshot, watch};
 
-use super::apply_thread::{ApplyThread, Group, Work};
+use super::applier::{Applier, Shared};
+use super::apply_thread::{self, Fault, Group, Work};
 use super::feed::Feed;
 use super::replica::{Replica, restore};
 use super::snapshot::Snapshots;
@@ -19,12 +21,14 @@ use super::{Applied, Backlog, Gate, Published, View};
 use crate::failpoint;
 use crate::guest::{Engine, Module, STACK_BYTES};
 use crate::metrics::Metrics;
-use crate::raft::types::{LogId, SnapshotFile, StoredMembership, TypeConfig};
+use crate::raft::types::{Entry, LogId, SnapshotFile, StoredMembership, TypeConfig};
 
 /// So many entries are applied before their state is published and their replies go out.
 pub(super) const GROUP_MAX: usize = 64;
 /// Beside what a guest may use.
 const HOST_STACK_BYTES: usize = 4 << 20;
+/// Of each thread that may apply: the apply thread and those of the runtime.
+pub const APPLY_STACK_BYTES: usize = STACK_BYTES + HOST_STACK_BYTES;
 
 /// What decides whether entries are applied, and where those come from that were held.
 pub struct Held {
@@ -36,6 +40,8 @@ pub struct StateMachine {
     engine: Engine,
     view: View,
     snapshots: Arc<Snapshots>,
+    applier: Shared,
+    fault: Fault,
     /// None when it is being dropped.
     work: Option<mpsc::Sender<Work>>,
     thread: Option<JoinHandle<()>>,
@@ -72,14 +78,29 @@ impl StateMachine {
         let Held { gate, backlog } = held;
         let feed = Feed::new(gate.clone(), backlog);
         let (fault, met) = watch::channel(None);
-        let apply = ApplyThread { replica, publish, sink, metrics, gate, term: 0, fault };
+        let fault = Fault(fault);
+        let applier = Applier { replica, publish, sink, metrics, gate, term: 0, light_pause: 0 };
+        let applier: Shared = Arc::new(Mutex::new(applier));
+        let (shared, tells) = (applier.clone(), fault.clone());
         let thread = std::thread::Builder::new()
             .name("apply".into())
-            .stack_size(STACK_BYTES + HOST_STACK_BYTES)
-            .spawn(move || apply.run(feed, &incoming))?;
+            .stack_size(APPLY_STACK_BYTES)
+            .spawn(move || apply_thread::run(&shared, feed, &incoming, &tells))?;
         let (work, thread) = (Some(work), Some(thread));
-        let state_machine = StateMachine { engine, view: view.clone(), snapshots, work, thread, believed: None };
+        let view_too = view.clone();
+        let state_machine =
+            StateMachine { engine, view: view_too, snapshots, applier, fault, work, thread, believed: None };
         Ok((state_machine, view, ApplyFault(met)))
+    }
+
+    /// Applies the group here as far as that is light; returns the rest. Never waits.
+    fn apply_here(&self, entries: Vec<Entry>) -> Vec<Entry> {
+        let _watch = self.fault.watch();
+        match self.applier.try_lock() {
+            Ok(mut applier) => applier.apply_lightly(entries),
+            // The apply thread is at work, or is no more.
+            Err(_) => entries,
+        }
     }
 
     fn hand_over(&self, work: Work) -> io::Result<()> {
@@ -136,12 +157,25 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             let (entry, responder) = first?;
             let mut group = vec![entry];
             let mut responders = vec![responder];
-            while group.len() < GROUP_MAX
-                && let Some(Some(more)) = entries.next().now_or_never()
-            {
-                let (entry, responder) = more?;
-                group.push(entry);
-                responders.push(responder);
+            let mut is_last = false;
+            while group.len() < GROUP_MAX && !is_last {
+                match entries.next().now_or_never() {
+                    Some(Some(more)) => {
+                        let (entry, responder) = more?;
+                        group.push(entry);
+                        responders.push(responder);
+                    }
+                    Some(None) | None => is_last = true,
+                }
+            }
+            // Many groups in a row, as at the start, would hold up others even if each is light.
+            if is_last {
+                group = self.apply_here(group);
+                if group.is_empty() {
+                    responders.into_iter().flatten().for_each(|responder| responder.send(()));
+                    tokio::task::yield_now().await;
+                    continue;
+                }
             }
             if let Some(before) = self.believed.take() {
                 before.await.map_err(|_| stopped())??;
@@ -185,8 +219,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             let _ = tx.send(load(&engine, &snapshots, &snapshot, active.as_ref()));
         };
         // As much stack as the apply thread: a module describes itself when it is compiled.
-        let stack_bytes = STACK_BYTES + HOST_STACK_BYTES;
-        std::thread::Builder::new().name("install".into()).stack_size(stack_bytes).spawn(load)?;
+        std::thread::Builder::new().name("install".into()).stack_size(APPLY_STACK_BYTES).spawn(load)?;
         let state = rx.await.map_err(|_| io::Error::other("the thread that read the snapshot panicked"))??;
         let (replaced, done) = oneshot::channel();
         self.hand_over(Work::Replace { state: Box::new(state), replaced })?;

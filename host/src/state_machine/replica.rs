@@ -23,6 +23,23 @@ pub struct Replica {
     pub(super) state: Published,
 }
 
+/// How much an entry may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// What its module's limits say.
+    Whole,
+    /// About a millisecond (`Module::apply_lightly`). Only for entries that are batches or blank.
+    Light,
+}
+
+/// What became of an entry.
+pub enum Step {
+    /// It is in the state; there are replies if it was a batch.
+    Applied(Option<Done>),
+    /// It takes more than a light effort, or one of its commands fails. The state is as it was.
+    TooMuch,
+}
+
 /// Replies of one batch, for whoever sealed it.
 pub struct Done {
     pub id: BatchId,
@@ -65,45 +82,60 @@ impl Replica {
     }
 
     /// Applies the next entry. An error is this machine's, never the entry's: the node must stop.
-    pub fn apply(&mut self, entry: Entry) -> Result<Option<Done>, LocalFault> {
+    pub fn apply(&mut self, entry: &Entry, effort: Effort) -> Result<Step, LocalFault> {
         let log_id = entry.log_id();
         let expected = self.state.applied.map_or(0, |l| l.index + 1);
         assert_eq!(log_id.index, expected, "entries are applied one after the other");
         assert!(self.state.applied.is_none_or(|l| l.leader_id <= log_id.leader_id), "terms never go back");
-        let done = match entry.payload {
+        let done = match &entry.payload {
             EntryPayload::Blank => None,
             EntryPayload::Membership(membership) => {
-                self.state.membership = StoredMembership::new(Some(log_id), membership);
+                self.state.membership = StoredMembership::new(Some(log_id), membership.clone());
                 None
             }
             EntryPayload::Normal(Proposal { envelope, bytes }) => {
                 // The clock never runs backwards, whoever leads.
-                self.state.time_ms = self.state.time_ms.max(envelope.time_ms);
+                let before_ms = self.state.time_ms;
+                self.state.time_ms = before_ms.max(envelope.time_ms);
                 match envelope.kind {
-                    Kind::Batch => Some(self.batch(log_id, &envelope, &bytes)?),
+                    Kind::Batch => {
+                        let done = self.batch(log_id, envelope, bytes, effort)?;
+                        if done.is_none() {
+                            self.state.time_ms = before_ms;
+                            return Ok(Step::TooMuch);
+                        }
+                        done
+                    }
                     Kind::ModuleChunk => {
-                        self.module_piece(envelope.id, &bytes);
+                        self.module_piece(envelope.id, bytes);
                         None
                     }
                     Kind::Checkpoint => None,
                     Kind::ActivateModule => {
-                        self.activate(log_id, envelope.id, &bytes)?;
+                        self.activate(log_id, envelope.id, bytes)?;
                         None
                     }
                 }
             }
         };
         self.state.applied = Some(log_id);
-        Ok(done)
+        Ok(Step::Applied(done))
     }
 
-    fn batch(&mut self, log_id: LogId, envelope: &Envelope, bytes: &[u8]) -> Result<Done, LocalFault> {
+    /// None: more than a light effort.
+    fn batch(
+        &mut self,
+        log_id: LogId,
+        envelope: &Envelope,
+        bytes: &[u8],
+        effort: Effort,
+    ) -> Result<Option<Done>, LocalFault> {
         let id = envelope.id;
         let Ok(batch) = ValidBatch::new(bytes) else {
             // Archives are checked before they are logged, so this is the work of another program. All replicas see
             // the same bytes and drop them alike.
             tracing::error!(index = log_id.index, "the batch is no valid archive; it has no effect");
-            return Ok(Done { id, log_id, replies: BatchReplies::Each(Vec::new()) });
+            return Ok(Some(Done { id, log_id, replies: BatchReplies::Each(Vec::new()) }));
         };
         let count = batch.get().commands.len();
         let context = self.state.context(log_id);
@@ -116,7 +148,13 @@ impl Replica {
         let overlay = Overlay::new(self.state.map.clone());
         let (replies, overlay) = match &self.state.module {
             // For the module an empty `run` means all commands.
-            Some(module) if to_run > 0 => module.apply(&context, batch, run, overlay)?,
+            Some(module) if to_run > 0 => match effort {
+                Effort::Whole => module.apply(&context, batch, run, overlay)?,
+                Effort::Light => match module.apply_lightly(&context, batch, run, overlay) {
+                    Some(done) => done,
+                    None => return Ok(None),
+                },
+            },
             _ => (BatchReplies::Each(vec![CommandReply::Failed(Failure::NoModule); to_run]), overlay),
         };
         let (map, writes) = overlay.finish();
@@ -132,7 +170,7 @@ impl Replica {
         self.state.map = map;
         self.state.sessions = sessions;
         self.state.first_command += count as u64;
-        Ok(Done { id, log_id, replies })
+        Ok(Some(Done { id, log_id, replies }))
     }
 
     fn module_piece(&mut self, id: BatchId, bytes: &[u8]) {

@@ -13,15 +13,15 @@ use crate::raft::types::{Entry, Kind, Proposal};
 
 impl Replica {
     /// Instead of [`Replica::apply`].
-    pub fn skip(&mut self, entry: Entry) -> Option<Done> {
+    pub fn skip(&mut self, entry: &Entry) -> Option<Done> {
         let log_id = entry.log_id();
         let state = &mut self.state;
         assert_eq!(log_id.index, state.applied.map_or(0, |l| l.index + 1), "entries are applied one after the other");
-        let EntryPayload::Normal(Proposal { envelope, bytes }) = entry.payload else {
+        let EntryPayload::Normal(Proposal { envelope, bytes }) = &entry.payload else {
             unreachable!("the gate skips nothing else");
         };
         state.time_ms = state.time_ms.max(envelope.time_ms);
-        let batch = (envelope.kind == Kind::Batch).then(|| Batch::access(&bytes).ok()).flatten();
+        let batch = (envelope.kind == Kind::Batch).then(|| Batch::access(bytes).ok()).flatten();
         let done = batch.map(|batch| {
             let replies = BatchReplies::Each(vec![CommandReply::Failed(Failure::Skipped); batch.commands.len()]);
             let (_, writes) = Overlay::new(state.map.clone()).finish();
@@ -64,7 +64,7 @@ mod tests {
         };
         let batch = Batch { commands: vec![request(), request()] }.to_bytes();
         let mut replica = Replica::new(Engine::new().unwrap(), Arc::new(Metrics::default()));
-        let done = replica.skip(entry(0, Kind::Batch, batch.into())).expect("somebody waits for it");
+        let done = replica.skip(&entry(0, Kind::Batch, batch.into())).expect("somebody waits for it");
         let skipped = |r| matches!(r, ReplyView::Failed(Failure::Skipped));
         assert_eq!((done.id, done.replies.len(), done.replies.iter().all(skipped)), (id, 2, true));
         let state = replica.state();
@@ -73,7 +73,7 @@ mod tests {
         // A piece of a module, and bytes that are no batch, have nobody to answer.
         for kind in [Kind::ModuleChunk, Kind::ActivateModule, Kind::Batch] {
             let next = replica.state().applied_index() + 1;
-            assert!(replica.skip(entry(next, kind, Bytes::from_static(b"x"))).is_none());
+            assert!(replica.skip(&entry(next, kind, Bytes::from_static(b"x"))).is_none());
             assert_eq!(replica.state().applied_index(), next);
         }
         assert!(replica.state().pieces.is_none() && replica.state().digest == state.digest);

@@ -72,11 +72,19 @@ impl Guest {
     }
 
     /// The letters of a batch of `count`, and the store afterwards. Run as it is and as a component, which must be the
-    /// same.
+    /// same, and so must a light run that says anything.
     pub fn run(&self, limits: Limits, count: usize) -> (String, Shelf) {
         let [core, component] = [self.module(limits), self.component(limits)].map(|module| {
-            let (replies, shelf) = module.apply(&CONTEXT, valid(&batch_of(count)), &[], Shelf::default()).unwrap();
-            (letters(&replies), shelf)
+            let batch = batch_of(count);
+            let (replies, shelf) = module.apply(&CONTEXT, valid(&batch), &[], Shelf::default()).unwrap();
+            let letters = letters(&replies);
+            if let Some((light, after)) = module.apply_lightly(&CONTEXT, valid(&batch), &[], Shelf::default()) {
+                let (BatchReplies::Whole(light), BatchReplies::Whole(replies)) = (light, replies) else {
+                    panic!("a light run and a whole one give different replies: {letters}");
+                };
+                assert_eq!((light.archive(), &after), (replies.archive(), &shelf), "a light run");
+            }
+            (letters, shelf)
         });
         assert_eq!(core, component, "run as it is, and as a component");
         core

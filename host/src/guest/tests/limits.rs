@@ -44,6 +44,47 @@ fn culprits_pay_out_of_the_batch() {
     assert_eq!(replies, "FFFFFFFFFFBB");
 }
 
+/// A loop of about so much fuel.
+fn burning(fuel: u32) -> String {
+    format!(
+        "(local $i i32) (call $mark (local.get $at)) (local.set $i (i32.const {}))
+         (loop $again (br_if $again (local.tee $i (i32.sub (local.get $i) (i32.const 1))))) (i32.const 0)",
+        fuel / 5
+    )
+}
+
+#[test]
+fn a_light_run_ends_soon_or_with_all_commands_done() {
+    let light = |guest: &Guest, count| {
+        [guest.module(Limits::default()), guest.component(Limits::default())].map(|module| {
+            let done = module.apply_lightly(&CONTEXT, valid(&batch_of(count)), &[], Shelf::of([50]));
+            done.map(|(replies, shelf)| (letters(&replies), shelf.keys()))
+        })
+    };
+    let all = Some(("...".to_owned(), vec![0, 1, 2, 50]));
+    assert_eq!(light(&Guest::new(&burning(100_000)), 3), [all.clone(), all]);
+    let much = [
+        // Each of them has enough, not all of them together; nor does one whose command or module could have more.
+        Guest::new(&burning(500_000)),
+        mark_and(&[2], "(call $forever)"),
+        Guest { before: "(call $forever)".into(), ..Guest::new("(i32.const 0)") },
+        Guest {
+            before: "(local.set $i (i32.const 400000))
+                (loop $again (br_if $again (local.tee $i (i32.sub (local.get $i) (i32.const 1)))))"
+                .into(),
+            ..Guest::new("(i32.const 0)")
+        },
+        // 20 MiB with what it begins with.
+        Guest::new("(drop (memory.grow (i32.const 256))) (i32.const 0)"),
+        // A failure may be one of having little.
+        mark_and(&[1], "unreachable"),
+        Guest { status: 99, ..Guest::new("(i32.const 0)") },
+    ];
+    for guest in &much {
+        assert_eq!(light(guest, 3), [None, None]);
+    }
+}
+
 #[test]
 fn before_the_first_command_there_is_fuel_too_but_not_without_end() {
     let endless = Guest { before: "(call $forever)".into(), ..Guest::new("(i32.const 0)") };

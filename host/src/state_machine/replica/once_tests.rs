@@ -45,12 +45,25 @@ impl Pair {
         let id = BatchId { node: 1, boot: 1, sequence: index };
         let envelope = Envelope { kind, id, time_ms: self.time_ms, stamp_index: 0, stamp_digest: [0; 16] };
         let payload = EntryPayload::Normal(Proposal { envelope, bytes: bytes.into() });
-        let mut replies = self.replicas.iter_mut().map(|replica| {
+        // One of them tries it lightly first.
+        let efforts: [&[Effort]; 2] = [&[Effort::Whole], &[Effort::Light, Effort::Whole]];
+        let mut replies = self.replicas.iter_mut().zip(efforts).map(|(replica, efforts)| {
             let entry = Entry { log_id: log_id(1, index), payload: payload.clone() };
-            replica
-                .apply(entry)
-                .expect("no fault of this machine")
-                .map_or_else(Vec::new, |done| done.replies.into_each())
+            let done = efforts.iter().find_map(|effort| {
+                let before = replica.state();
+                match replica.apply(&entry, *effort).expect("no fault of this machine") {
+                    Step::Applied(done) => Some(done),
+                    Step::TooMuch => {
+                        let after = replica.state();
+                        assert_eq!(
+                            (after.applied, after.time_ms, after.digest),
+                            (before.applied, before.time_ms, before.digest)
+                        );
+                        None
+                    }
+                }
+            });
+            done.expect("a whole effort is never too much").map_or_else(Vec::new, |done| done.replies.into_each())
         });
         let (ours, theirs) = (replies.next().unwrap(), replies.next().unwrap());
         assert!(ours.iter().map(line).eq(theirs.iter().map(line)));
@@ -293,6 +306,15 @@ fn the_clock_never_goes_back() {
         now = pair.state().time_ms;
         assert_eq!(now, expected);
     }
+}
+
+#[test]
+fn a_light_effort_that_was_not_enough_leaves_the_clock_as_it_was() {
+    let mut pair = Pair::new(&mark_and(&[0], "unreachable").core(), LIMITS);
+    pair.time_ms += 1;
+    // Looked at between the two efforts, see `Pair::entry`.
+    assert!(pair.batch(vec![put("a", "")])[0].contains("trapped"));
+    assert_eq!(pair.state().time_ms, pair.time_ms);
 }
 
 /// No replica misses what all of them lost alike: digests don't show it.

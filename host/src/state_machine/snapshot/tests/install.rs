@@ -147,7 +147,8 @@ async fn openraft_may_be_one_group_ahead_of_the_apply_thread() {
     let told = room.told.clone();
     let busy = told.busy.lock().unwrap();
     let apply = |machine: &mut StateMachine, index| {
-        let next = futures_util::stream::iter([Ok((entry(3, index, 0), None))]);
+        // Too large to be applied at once.
+        let next = futures_util::stream::iter([Ok((entry(3, index, 100_000), None))]);
         machine.apply(next).now_or_never().map(Result::unwrap)
     };
     assert!(apply(&mut room.machine, 41).is_some(), "nobody waits for openraft to know");

@@ -1,0 +1,172 @@
+//! What changes the state (steps 6 and 8 of 8): each entry of a group through the gate (`gate.rs`) and into the state
+//! machine proper (`replica.rs`); then the state is published and the replies go out. One at a time has it: the apply
+//! thread (`apply_thread.rs`), or for a light group, while that one has nothing to do, openraft's task, which spares a round two
+//! changes of threads. Never waits for a client, a disk or a peer.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use openraft::EntryPayload;
+use openraft::entry::RaftEntry;
+use tokio::sync::watch;
+
+use super::gate::{Gate, Pass};
+use super::replica::{Done, Effort, Replica, Step};
+use super::{Applied, Published};
+use crate::failpoint;
+use crate::metrics::Metrics;
+use crate::raft::types::{Entry, Kind};
+
+/// A group of more bytes isn't light. Checking and hashing them takes a tenth of a millisecond.
+const LIGHT_BYTES_MAX: usize = 64 << 10;
+/// After a light effort was not enough, so many groups go to the apply thread unseen: a module whose commands are
+/// heavy isn't run twice for each.
+const LIGHT_PAUSE_GROUPS: u32 = 64;
+
+/// Whoever applies holds the lock meanwhile.
+pub(super) type Shared = Arc<Mutex<Applier>>;
+
+pub(super) struct Applier {
+    pub(super) replica: Replica,
+    pub(super) publish: watch::Sender<Arc<Published>>,
+    pub(super) sink: Arc<dyn Applied>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) gate: Arc<Gate>,
+    /// Of the newest entry in the state.
+    pub(super) term: u64,
+    /// Groups until a light effort is made again.
+    pub(super) light_pause: u32,
+}
+
+impl Applier {
+    /// Applies the group as far as the gate lets it.
+    ///
+    /// # Errors
+    /// This machine failed; the node must stop. What was applied before is published.
+    pub(super) fn apply(&mut self, entries: Vec<Entry>) -> io::Result<()> {
+        self.steps(&entries, Effort::Whole).1
+    }
+
+    /// Applies what it can of the group if it is the next one and light, within about a millisecond. Returns what is
+    /// left for the apply thread.
+    pub(super) fn apply_lightly(&mut self, mut entries: Vec<Entry>) -> Vec<Entry> {
+        // If what was given before isn't applied, the apply thread is at it, or the gate holds it.
+        let next = self.replica.state.applied.map_or(0, |l| l.index + 1);
+        let is_next = entries.first().is_some_and(|first| first.log_id().index == next);
+        if !is_next || !is_light(&entries) {
+            return entries;
+        }
+        if self.light_pause > 0 {
+            self.light_pause -= 1;
+            return entries;
+        }
+        let (applied, result) = self.steps(&entries, Effort::Light);
+        if applied < entries.len() {
+            self.light_pause = LIGHT_PAUSE_GROUPS;
+        }
+        debug_assert!(result.is_ok(), "a light effort meets no fault");
+        entries.drain(..applied);
+        entries
+    }
+
+    /// How many of the entries are in the state afterwards, and what stopped the others.
+    fn steps(&mut self, entries: &[Entry], effort: Effort) -> (usize, io::Result<()>) {
+        let started = std::time::Instant::now();
+        let mut done = Vec::with_capacity(entries.len());
+        let mut applied = 0;
+        let mut result = Ok(());
+        for entry in entries {
+            let pass = self.gate.before(entry);
+            #[cfg(debug_assertions)]
+            let fault = super::faults::before(entry, pass);
+            let step = match pass {
+                // It stays in the log, and so does what follows.
+                Pass::Hold => break,
+                Pass::Skip => Ok(Step::Applied(self.replica.skip(entry))),
+                Pass::Apply | Pass::Checkpoint => self.replica.apply(entry, effort),
+            };
+            match step {
+                Ok(Step::Applied(d)) => {
+                    done.extend(d);
+                    applied += 1;
+                    #[cfg(debug_assertions)]
+                    fault.after(&mut self.replica.state);
+                    self.gate.after(&self.replica.state, pass);
+                }
+                Ok(Step::TooMuch) => break,
+                Err(fault) => {
+                    tracing::error!("{fault}");
+                    result = Err(io::Error::other(fault.to_string()));
+                    break;
+                }
+            }
+        }
+        if applied > 0 || effort == Effort::Whole {
+            self.publish(done);
+            self.metrics.apply_seconds.observe(started.elapsed().as_secs_f64());
+        }
+        (applied, result)
+    }
+
+    fn publish(&mut self, done: Vec<Done>) {
+        // Readable first, answered then: a client that was answered finds its write, even with a stale read here.
+        self.publish.send_replace(Arc::new(self.replica.state()));
+        // Nobody is told what may be wrong: these clients learn that the outcome is unknown.
+        let in_doubt = self.gate.may_serve().is_err();
+        for Done { id, log_id, replies } in done {
+            if in_doubt {
+                self.sink.withheld(id);
+            } else {
+                self.sink.applied(id, log_id, replies);
+            }
+        }
+        self.tell_term();
+    }
+
+    /// Swaps the state. The order matters to the term rule (`raft/proposals.rs`), which says that a batch that wasn't
+    /// applied here before an entry of a later term was, never will be. The snapshot's entries weren't applied here, so
+    /// any ticket that is open now may be of a batch in the snapshot: all of them are closed first. A ticket that is
+    /// issued after that is of a batch that was sealed when the snapshot was whole already, so the batch isn't in it, and
+    /// for such tickets the rule holds again: nothing of a term before the snapshot's can be committed behind the
+    /// snapshot's last entry. Hence the term is told after the swap, and never before the tickets are closed.
+    pub(super) fn replace(&mut self, state: Published) {
+        if self.replica.state().applied >= state.applied {
+            return;
+        }
+        self.sink.replaced();
+        failpoint!("snapshot.before-swap");
+        let new = Arc::new(state.clone());
+        let old = self.replica.replace(state);
+        self.gate.after(&self.replica.state, Pass::Apply);
+        let seen = self.publish.send_replace(new);
+        // A large map takes a while to be freed.
+        let freed = std::thread::Builder::new().name("free".into()).spawn(move || drop((old, seen)));
+        if let Err(e) = freed {
+            tracing::debug!("the old state was freed on the apply thread: {e}");
+        }
+        self.tell_term();
+    }
+
+    fn tell_term(&mut self) {
+        let term = self.replica.term();
+        if term > self.term {
+            self.term = term;
+            self.sink.term_began(term);
+        }
+    }
+}
+
+fn is_light(entries: &[Entry]) -> bool {
+    let mut bytes = 0;
+    entries.iter().all(|entry| match &entry.payload {
+        EntryPayload::Blank => true,
+        EntryPayload::Normal(proposal) => {
+            bytes += proposal.bytes.len();
+            proposal.envelope.kind == Kind::Batch && bytes <= LIGHT_BYTES_MAX
+        }
+        EntryPayload::Membership(_) => false,
+    })
+}
+
+#[cfg(test)]
+mod tests;
