@@ -14,7 +14,6 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use memmap2::MmapMut;
 use serde::{Deserialize, Serialize};
 
 use super::record::{seal, u64_at, unseal};
@@ -25,7 +24,6 @@ pub(super) const LAYOUT_VERSION: u32 = 4;
 /// One slot fills a sector, so that a torn write can't hurt the other one.
 const SLOT_BYTES: usize = 512;
 const SLOT_USED_BYTES: usize = 21;
-const WATERMARK_BYTES: usize = 2 * SLOT_BYTES;
 const WATERMARK: &[u8] = b"watermark";
 
 pub(super) struct Paths {
@@ -129,74 +127,59 @@ pub(super) fn delete_unfinished_snapshots(sled: &Path) -> io::Result<()> {
 }
 
 /// The sequence of a commit that is durable, kept outside of sled. After a commit it is written without a sync of its
-/// own: a power cut may leave an older one, which is still true, and the death of the process loses nothing. It is a
-/// mapped file, because each call of the kernel that writes would change its time, and the inode would be written with
-/// the journal's, which is its neighbour, while a commit waits.
+/// own: a power cut may leave an older one, which is still true, and the death of the process loses nothing.
 pub(super) struct Watermark {
-    map: MmapMut,
+    file: File,
     pub sequence: u64,
     /// Index of the next entry as of that commit.
     pub next: u64,
     /// The slot that does not hold `sequence`: they take turns, so that one is always whole.
-    spare: usize,
+    spare: u64,
 }
 
 impl Watermark {
     pub(super) fn create(path: &Path, sequence: u64, next: u64) -> io::Result<Self> {
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
-        // Not a hole: a full disk can't make a store into the map fail.
-        file.write_all(&[0; WATERMARK_BYTES])?;
-        let mut watermark = Watermark { map: map(&file)?, sequence: 0, next: 0, spare: 0 };
-        watermark.raise(sequence, next);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        file.set_len(2 * SLOT_BYTES as u64)?;
+        let mut watermark = Watermark { file, sequence: 0, next: 0, spare: 0 };
+        watermark.raise(sequence, next)?;
         watermark.sync()?;
         Ok(watermark)
     }
 
-    /// `None`: the file is missing, of a wrong length, or neither slot is undamaged.
+    /// `None`: the file is missing or neither slot is undamaged.
     pub(super) fn open(path: &Path) -> io::Result<Option<Self>> {
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),
         };
-        if file.metadata()?.len() != WATERMARK_BYTES as u64 {
-            return Ok(None);
-        }
-        // Not from the map, where a disk that can't be read ends the process instead of giving an error.
-        let mut bytes = [0; WATERMARK_BYTES];
-        file.read_exact_at(&mut bytes, 0)?;
-        let map = map(&file)?;
         let mut newest = None;
         for slot in 0..2 {
-            if let Some(data) = unseal(WATERMARK, &bytes[slot * SLOT_BYTES..][..SLOT_USED_BYTES], 16) {
+            let mut bytes = [0; SLOT_USED_BYTES];
+            if file.read_exact_at(&mut bytes, slot * SLOT_BYTES as u64).is_ok()
+                && let Some(data) = unseal(WATERMARK, &bytes, 16)
+            {
                 newest = newest.max(Some((u64_at(data, 0), u64_at(data, 8), 1 - slot)));
             }
         }
-        Ok(newest.map(|(sequence, next, spare)| Watermark { map, sequence, next, spare }))
+        Ok(newest.map(|(sequence, next, spare)| Watermark { file, sequence, next, spare }))
     }
 
-    pub(super) fn raise(&mut self, sequence: u64, next: u64) {
+    pub(super) fn raise(&mut self, sequence: u64, next: u64) -> io::Result<()> {
         assert!(sequence > self.sequence, "the watermark only rises");
         let mut data = [0; 16];
         data[..8].copy_from_slice(&sequence.to_le_bytes());
         data[8..].copy_from_slice(&next.to_le_bytes());
-        self.map[self.spare * SLOT_BYTES..][..SLOT_USED_BYTES].copy_from_slice(&seal(WATERMARK, &data));
+        self.file.write_all_at(&seal(WATERMARK, &data), self.spare * SLOT_BYTES as u64)?;
         (self.sequence, self.next) = (sequence, next);
         self.spare = 1 - self.spare;
+        Ok(())
     }
 
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.map.flush()
+        self.file.sync_all()
     }
-}
-
-fn map(file: &File) -> io::Result<MmapMut> {
-    // SAFETY: the file is the log's alone, which holds the folder's lock, and nobody cuts it.
-    let map = unsafe { MmapMut::map_mut(file)? };
-    if map.len() != WATERMARK_BYTES {
-        return Err(io::Error::other("the watermark file changed while it was opened"));
-    }
-    Ok(map)
 }
 
 #[cfg(test)]
@@ -209,30 +192,17 @@ mod tests {
         let path = dir.path().join("watermark");
         assert!(Watermark::open(&path).unwrap().is_none());
         let mut watermark = Watermark::create(&path, 1, 0).unwrap();
-        let file = OpenOptions::new().write(true).open(&path).unwrap();
-        let damage = |at| file.write_all_at(b"x", at).unwrap();
-        watermark.raise(2, 7);
-        watermark.raise(5, 9);
+        watermark.raise(2, 7).unwrap();
+        watermark.raise(5, 9).unwrap();
         assert_eq!(Watermark::open(&path).unwrap().unwrap().sequence, 5);
-        damage(3);
+        watermark.file.write_all_at(b"x", 3).unwrap();
         let mut watermark = Watermark::open(&path).unwrap().unwrap();
         assert_eq!((watermark.sequence, watermark.next, watermark.spare), (2, 7, 0));
-        watermark.raise(6, 3);
+        watermark.raise(6, 3).unwrap();
         assert_eq!(Watermark::open(&path).unwrap().unwrap().sequence, 6);
-        damage(3);
-        damage(SLOT_BYTES as u64 + 3);
+        watermark.file.write_all_at(b"x", 3).unwrap();
+        watermark.file.write_all_at(b"x", SLOT_BYTES as u64 + 3).unwrap();
         assert!(Watermark::open(&path).unwrap().is_none());
-    }
-
-    #[test]
-    fn a_watermark_of_a_wrong_length_is_damaged() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("watermark");
-        for bytes in [0, SLOT_BYTES as u64, WATERMARK_BYTES as u64 + 1] {
-            drop(Watermark::create(&path, 1, 0).unwrap());
-            OpenOptions::new().write(true).open(&path).unwrap().set_len(bytes).unwrap();
-            assert!(Watermark::open(&path).unwrap().is_none());
-        }
     }
 
     #[test]

@@ -366,8 +366,7 @@ impl Writer {
         }
         failpoint!("log.before-watermark", io);
         let next = Bounds { last: self.written, ..self.disk.bounds }.next();
-        self.disk.watermark.raise(self.disk.sequence, next);
-        Ok(())
+        self.disk.watermark.raise(self.disk.sequence, next)
     }
 
     fn durable(&mut self, newest: Option<u64>, commit: &Commit) {
