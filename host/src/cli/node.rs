@@ -93,7 +93,8 @@ impl NodeCommand {
             .thread_stack_size(APPLY_STACK_BYTES)
             .enable_all()
             .build();
-        runtime.context("can't start the runtime")?.block_on(serve(config))
+        // Not on the main thread, whose stack is the shell's to set.
+        runtime.context("can't start the runtime")?.block_on(async { tokio::spawn(serve(config)).await })?
     }
 }
 

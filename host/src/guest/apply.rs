@@ -83,9 +83,10 @@ impl Module {
         Ok((replies, store_of(backing)?))
     }
 
-    /// The same on a thread that must not be held up: one run with about a millisecond's fuel and 16 MiB. None if that
-    /// wasn't enough, a command failed, or this machine did: then nothing has happened and nothing may be concluded. What
-    /// went well here would have gone just so with more.
+    /// The same on a thread that must not be held up: one run, with fuel for one or two milliseconds, 8 MiB of memory and
+    /// 256 KiB for the replies. None if that wasn't enough, a command failed, or this machine did: then nothing may be
+    /// concluded, and nothing has happened but for messages in the node's log. What went well here would have gone just so
+    /// with more.
     pub fn apply_lightly<S: CommandStore>(
         &self,
         context: &Context,
@@ -97,8 +98,8 @@ impl Module {
         job.limits = job.limits.light();
         let run = positions(run, job.count).ok()?;
         let budget = job.limits.fuel_per_batch;
-        let attempt =
-            self.apply_entrance().attempt(&job, &run, Backing::Command(Box::new(store)), budget, None).ok()?;
+        let attempt = self.apply_entrance().attempt(&job, &run, Backing::Command(Box::new(store)), budget, None);
+        let attempt = attempt.inspect_err(|fault| tracing::warn!("in a light run, which is repeated: {fault}")).ok()?;
         let Verdict::Done(replies) = attempt.verdict else { return None };
         Some((BatchReplies::Whole(replies), store_of(attempt.backing).ok()?))
     }

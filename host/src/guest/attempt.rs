@@ -60,6 +60,8 @@ pub(super) struct Job<'a> {
 
 impl Entrance {
     /// Runs the positions in `run`, which is not empty. `ticks`: epochs until the deadline, in queries.
+    // The guest's stack begins at this frame, and light and whole runs must have the same.
+    #[inline(never)]
     pub(super) fn attempt(
         &self,
         job: &Job<'_>,

@@ -28,10 +28,14 @@ pub struct Limits {
     pub reply_bytes_max: u32,
 }
 
-/// A light run's fuel: about a millisecond.
+/// A light run's fuel for its commands: about a millisecond.
 const LIGHT_FUEL: u64 = 1_000_000;
-/// A light run's memory, in bytes. Fetching and clearing it must take no longer than the fuel.
-const LIGHT_MEMORY_BYTES: u64 = 16 << 20;
+/// And for what belongs to none of them, before the first and again behind the last.
+const LIGHT_FRAME_FUEL: u64 = 500_000;
+/// A light run's memory, in bytes. To fetch, clear and copy it must take no longer than the fuel.
+const LIGHT_MEMORY_BYTES: u64 = 8 << 20;
+/// They are copied, checked and hashed.
+const LIGHT_REPLY_BYTES: u32 = 256 << 10;
 
 /// These limits can't be used on any node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -64,8 +68,9 @@ impl Limits {
     pub(super) fn light(self) -> Limits {
         Limits {
             fuel_per_batch: self.fuel_per_batch.min(LIGHT_FUEL),
-            fuel_frame: self.fuel_frame.min(LIGHT_FUEL),
+            fuel_frame: self.fuel_frame.min(LIGHT_FRAME_FUEL),
             memory_bytes_max: self.memory_bytes_max.min(LIGHT_MEMORY_BYTES),
+            reply_bytes_max: self.reply_bytes_max.min(LIGHT_REPLY_BYTES),
             ..self
         }
     }

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use openraft::EntryPayload;
 use openraft::entry::RaftEntry;
@@ -14,14 +15,20 @@ use super::gate::{Gate, Pass};
 use super::replica::{Done, Effort, Replica, Step};
 use super::{Applied, Published};
 use crate::failpoint;
+use crate::guest::LocalFault;
 use crate::metrics::Metrics;
 use crate::raft::types::{Entry, Kind};
 
 /// A group of more bytes isn't light. Checking and hashing them takes a tenth of a millisecond.
 const LIGHT_BYTES_MAX: usize = 64 << 10;
+/// So long after a light group was begun, no other entry of it is. One may take as long as that again, or twice as long.
+const LIGHT_TIME_MAX: Duration = Duration::from_millis(1);
 /// After a light effort was not enough, so many groups go to the apply thread unseen: a module whose commands are
 /// heavy isn't run twice for each.
 const LIGHT_PAUSE_GROUPS: u32 = 64;
+/// A state that is replaced by one that holds so much less is freed elsewhere: fuel doesn't pay for what deleted values
+/// held.
+const FREED_BYTES_MAX: u64 = 1 << 20;
 
 /// Whoever applies holds the lock meanwhile.
 pub(super) type Shared = Arc<Mutex<Applier>>;
@@ -38,50 +45,68 @@ pub(super) struct Applier {
     pub(super) light_pause: u32,
 }
 
+/// Why what follows of a group isn't in the state.
+enum Stop {
+    Held,
+    TooMuch,
+    /// A light group's time is over.
+    Time,
+    Fault(LocalFault),
+}
+
 impl Applier {
     /// Applies the group as far as the gate lets it.
     ///
     /// # Errors
     /// This machine failed; the node must stop. What was applied before is published.
     pub(super) fn apply(&mut self, entries: Vec<Entry>) -> io::Result<()> {
-        self.steps(&entries, Effort::Whole).1
+        match self.steps(&entries, Effort::Whole).1 {
+            Some(Stop::Fault(fault)) => Err(io::Error::other(fault.to_string())),
+            _ => Ok(()),
+        }
     }
 
-    /// Applies what it can of the group if it is the next one and light, within about a millisecond. Returns what is
-    /// left for the apply thread.
+    /// Applies what it can of the group if it is the next one and light, within a few milliseconds. Returns what is left
+    /// for the apply thread.
     pub(super) fn apply_lightly(&mut self, mut entries: Vec<Entry>) -> Vec<Entry> {
         // If what was given before isn't applied, the apply thread is at it, or the gate holds it.
         let next = self.replica.state.applied.map_or(0, |l| l.index + 1);
         let is_next = entries.first().is_some_and(|first| first.log_id().index == next);
-        if !is_next || !is_light(&entries) {
+        if !is_next || !is_light(&entries) || entries.iter().any(|entry| self.gate.marks(entry)) {
             return entries;
         }
         if self.light_pause > 0 {
             self.light_pause -= 1;
             return entries;
         }
-        let (applied, result) = self.steps(&entries, Effort::Light);
-        if applied < entries.len() {
+        let (applied, stop) = self.steps(&entries, Effort::Light);
+        if matches!(stop, Some(Stop::TooMuch)) {
             self.light_pause = LIGHT_PAUSE_GROUPS;
         }
-        debug_assert!(result.is_ok(), "a light effort meets no fault");
         entries.drain(..applied);
         entries
     }
 
     /// How many of the entries are in the state afterwards, and what stopped the others.
-    fn steps(&mut self, entries: &[Entry], effort: Effort) -> (usize, io::Result<()>) {
-        let started = std::time::Instant::now();
+    fn steps(&mut self, entries: &[Entry], effort: Effort) -> (usize, Option<Stop>) {
+        let started = Instant::now();
         let mut done = Vec::with_capacity(entries.len());
         let mut applied = 0;
-        let mut result = Ok(());
+        let mut stop = None;
         for entry in entries {
+            if effort == Effort::Light && applied > 0 && started.elapsed() > LIGHT_TIME_MAX {
+                stop = Some(Stop::Time);
+                break;
+            }
             let pass = self.gate.before(entry);
             #[cfg(debug_assertions)]
             let fault = super::faults::before(entry, pass);
             let step = match pass {
                 // It stays in the log, and so does what follows.
-                Pass::Hold => break,
+                Pass::Hold => {
+                    stop = Some(Stop::Held);
+                    break;
+                }
                 Pass::Skip => Ok(Step::Applied(self.replica.skip(entry))),
                 Pass::Apply | Pass::Checkpoint => self.replica.apply(entry, effort),
             };
@@ -93,10 +118,14 @@ impl Applier {
                     fault.after(&mut self.replica.state);
                     self.gate.after(&self.replica.state, pass);
                 }
-                Ok(Step::TooMuch) => break,
+                Ok(Step::TooMuch) => {
+                    self.gate.gave_up();
+                    stop = Some(Stop::TooMuch);
+                    break;
+                }
                 Err(fault) => {
                     tracing::error!("{fault}");
-                    result = Err(io::Error::other(fault.to_string()));
+                    stop = Some(Stop::Fault(fault));
                     break;
                 }
             }
@@ -105,12 +134,16 @@ impl Applier {
             self.publish(done);
             self.metrics.apply_seconds.observe(started.elapsed().as_secs_f64());
         }
-        (applied, result)
+        (applied, stop)
     }
 
     fn publish(&mut self, done: Vec<Done>) {
         // Readable first, answered then: a client that was answered finds its write, even with a stale read here.
-        self.publish.send_replace(Arc::new(self.replica.state()));
+        let old = self.publish.send_replace(Arc::new(self.replica.state()));
+        let held = |state: &Published| state.map.bytes() + state.sessions.bytes();
+        if held(&old) > held(&self.replica.state) + FREED_BYTES_MAX {
+            free(old);
+        }
         // Nobody is told what may be wrong: these clients learn that the outcome is unknown.
         let in_doubt = self.gate.may_serve().is_err();
         for Done { id, log_id, replies } in done {
@@ -139,11 +172,7 @@ impl Applier {
         let old = self.replica.replace(state);
         self.gate.after(&self.replica.state, Pass::Apply);
         let seen = self.publish.send_replace(new);
-        // A large map takes a while to be freed.
-        let freed = std::thread::Builder::new().name("free".into()).spawn(move || drop((old, seen)));
-        if let Err(e) = freed {
-            tracing::debug!("the old state was freed on the apply thread: {e}");
-        }
+        free((old, seen));
         self.tell_term();
     }
 
@@ -153,6 +182,14 @@ impl Applier {
             self.term = term;
             self.sink.term_began(term);
         }
+    }
+}
+
+/// A large map takes a while to be freed.
+fn free(states: impl Send + 'static) {
+    let freed = std::thread::Builder::new().name("free".into()).spawn(move || drop(states));
+    if let Err(e) = freed {
+        tracing::debug!("an old state was freed by whoever applies: {e}");
     }
 }
 

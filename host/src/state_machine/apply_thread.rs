@@ -6,9 +6,9 @@ use std::sync::mpsc;
 
 use tokio::sync::{oneshot, watch};
 
-use super::Published;
 use super::applier::Shared;
 use super::feed::Feed;
+use super::{Published, View};
 use crate::raft::types::Entry;
 
 /// What the apply thread does, in this order.
@@ -27,8 +27,9 @@ pub(super) struct Group {
 }
 
 /// Until openraft is gone or this machine has failed.
-pub(super) fn run(applier: &Shared, mut feed: Feed, incoming: &mpsc::Receiver<Work>, fault: &Fault) {
-    let applied = || applier.lock().expect("nobody panicked").replica.state.applied;
+pub(super) fn run(applier: &Shared, view: &View, mut feed: Feed, incoming: &mpsc::Receiver<Work>, fault: &Fault) {
+    // What the feed was given is in there once it is applied. It spares the lock, for which openraft's task doesn't wait.
+    let applied = || view.borrow().applied;
     let _watch = fault.watch();
     while let Some(work) = feed.next(incoming, applied) {
         let mut applier = applier.lock().expect("nobody panicked");

@@ -20,7 +20,7 @@ use super::ring::{Ring, Short, short};
 use super::{Published, skips};
 use crate::config::SkipEntry;
 use crate::raft::codec;
-use crate::raft::types::{Entry, Kind, Proposal};
+use crate::raft::types::{Entry, Kind, LogId, Proposal};
 
 /// Deaths in a row after which an entry is held.
 const DEATHS_MAX: u32 = 2;
@@ -126,8 +126,8 @@ impl Gate {
         }
     }
 
-    /// Asked before each entry, in log order. [`Gate::after`] follows unless it says hold, or the same entry is asked for
-    /// again because it took more than it was given.
+    /// Asked before each entry, in log order. [`Gate::after`] follows unless it says hold, or [`Gate::gave_up`], and then
+    /// the same entry is asked for again.
     pub fn before(&self, entry: &Entry) -> Pass {
         if !self.is_open() {
             return Pass::Hold;
@@ -143,6 +143,19 @@ impl Gate {
         }
         self.note.begin(term, log_id.index);
         if proposal.envelope.kind == Kind::Checkpoint { Pass::Checkpoint } else { Pass::Apply }
+    }
+
+    /// Whether [`Gate::before`] has more to do for this entry than to look at its stamp: it may write to the disk, and
+    /// what this process died of must not be tried by two.
+    pub fn marks(&self, entry: &Entry) -> bool {
+        let LogId { leader_id, index } = entry.log_id();
+        let is_dead = self.deaths.is_some_and(|d| (d.term, d.index) == (leader_id.term, index));
+        is_dead || lock(&self.skips).contains_key(&index)
+    }
+
+    /// What was begun last is not being applied any more, and will be begun again.
+    pub fn gave_up(&self) {
+        self.note.clear();
     }
 
     /// The process is about to end in good order, perhaps in the middle of an entry that takes long. That is no death.

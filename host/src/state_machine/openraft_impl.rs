@@ -49,7 +49,8 @@ pub struct StateMachine {
     believed: Option<oneshot::Receiver<io::Result<()>>>,
 }
 
-/// Why the apply thread ended by itself. Never, if it is ended in good order.
+/// Why nothing is applied any more: a fault of this machine or a panic, of the apply thread or of openraft's task. Never,
+/// if they are ended in good order.
 #[derive(Clone)]
 pub struct ApplyFault(watch::Receiver<Option<String>>);
 
@@ -81,11 +82,11 @@ impl StateMachine {
         let fault = Fault(fault);
         let applier = Applier { replica, publish, sink, metrics, gate, term: 0, light_pause: 0 };
         let applier: Shared = Arc::new(Mutex::new(applier));
-        let (shared, tells) = (applier.clone(), fault.clone());
+        let (shared, tells, seen) = (applier.clone(), fault.clone(), view.clone());
         let thread = std::thread::Builder::new()
             .name("apply".into())
             .stack_size(APPLY_STACK_BYTES)
-            .spawn(move || apply_thread::run(&shared, feed, &incoming, &tells))?;
+            .spawn(move || apply_thread::run(&shared, &seen, feed, &incoming, &tells))?;
         let (work, thread) = (Some(work), Some(thread));
         let view_too = view.clone();
         let state_machine =
@@ -146,7 +147,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     /// Nobody waits for openraft to learn that entries without a responder are applied, as all are on a follower: their
-    /// clients are answered by the apply thread, and to tell openraft costs a change of threads for each round. So it is
+    /// clients are answered by whoever applies, and to tell openraft costs a change of threads for each round. So it is
     /// told at once, one group ahead, which bounds what waits. It believes more to be applied than is, as while a gate is
     /// closed (`feed.rs`).
     async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>

@@ -36,7 +36,7 @@ pub enum Effort {
 pub enum Step {
     /// It is in the state; there are replies if it was a batch.
     Applied(Option<Done>),
-    /// It takes more than a light effort, or one of its commands fails. The state is as it was.
+    /// It takes more than a light effort, or one of its commands fails or isn't run. The state is as it was.
     TooMuch,
 }
 
@@ -140,21 +140,27 @@ impl Replica {
         let count = batch.get().commands.len();
         let context = self.state.context(log_id);
         let (now_ms, limits) = (self.state.time_ms, self.state.session_limits());
+        let is_light = effort == Effort::Light;
+        // To repeat a reply costs no fuel, and it may be a large one.
+        if is_light && self.state.sessions.knows_any(batch.get()) {
+            return Ok(None);
+        }
         let mut sessions = self.state.sessions.clone();
         let plan = self.state.module.as_ref().and_then(|_| sessions.plan(batch.get(), now_ms, &limits));
         let run = plan.as_ref().map_or(&[][..], |plan| plan.run());
         let to_run = if plan.is_some() { run.len() } else { count };
+        if is_light && to_run < count {
+            return Ok(None);
+        }
         let started = std::time::Instant::now();
         let overlay = Overlay::new(self.state.map.clone());
         let (replies, overlay) = match &self.state.module {
             // For the module an empty `run` means all commands.
-            Some(module) if to_run > 0 => match effort {
-                Effort::Whole => module.apply(&context, batch, run, overlay)?,
-                Effort::Light => match module.apply_lightly(&context, batch, run, overlay) {
-                    Some(done) => done,
-                    None => return Ok(None),
-                },
+            Some(module) if to_run > 0 && is_light => match module.apply_lightly(&context, batch, run, overlay) {
+                Some(done) => done,
+                None => return Ok(None),
             },
+            Some(module) if to_run > 0 => module.apply(&context, batch, run, overlay)?,
             _ => (BatchReplies::Each(vec![CommandReply::Failed(Failure::NoModule); to_run]), overlay),
         };
         let (map, writes) = overlay.finish();

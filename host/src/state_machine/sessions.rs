@@ -9,6 +9,7 @@ mod record;
 #[cfg(test)]
 mod tests;
 
+use raftlet_machine::ArchivedBatch;
 use serde::{Deserialize, Serialize};
 
 use self::record::{Fingerprint, Record};
@@ -67,6 +68,11 @@ impl Sessions {
     /// Bytes of keys and records.
     pub fn bytes(&self) -> u64 {
         self.records.bytes()
+    }
+
+    /// Whether a command of the batch has a key that is known, expired or not.
+    pub fn knows_any(&self, batch: &ArchivedBatch) -> bool {
+        batch.commands.iter().filter_map(plan::key_of).any(|key| self.records.get(key).is_some())
     }
 
     /// From what a snapshot kept.

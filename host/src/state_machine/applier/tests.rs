@@ -10,13 +10,15 @@ use openraft::storage::RaftStateMachine;
 use raftlet_machine::{Batch, Method};
 
 use super::*;
+use crate::config::SkipEntry;
 use crate::guest::Limits;
-use crate::guest::tests::assemble::mark_and;
+use crate::guest::tests::assemble::{Guest, mark_and};
 use crate::guest::tests::{ENGINE, request};
 use crate::outcome::BatchReplies;
 use crate::raft::codec::log_id;
 use crate::raft::types::{BatchId, Envelope, LogId, Proposal};
 use crate::state_machine::health::{Doubt, What, Why};
+use crate::state_machine::note::Note;
 use crate::state_machine::snapshot::Snapshots;
 use crate::state_machine::{Activation, ApplyFault, Backlog, Held, StateMachine};
 
@@ -76,6 +78,17 @@ fn large(index: u64) -> Entry {
     entry(index, Kind::Batch, Batch { commands }.to_bytes().into())
 }
 
+fn module() -> Vec<u8> {
+    mark_and(&[TRAPS_AT], "unreachable").core()
+}
+
+/// The first two entries.
+fn founding(module: &[u8]) -> [Entry; 2] {
+    let activation = Activation::of(module, 7, Limits::default(), ENGINE.identity());
+    let chunk = Bytes::copy_from_slice(module);
+    [entry(0, Kind::ModuleChunk, chunk), entry(1, Kind::ActivateModule, activation.to_bytes())]
+}
+
 struct Room {
     machine: StateMachine,
     told: Arc<Told>,
@@ -95,11 +108,7 @@ impl Room {
         let (machine, _, fault) =
             StateMachine::start(ENGINE.clone(), snapshots, told.clone(), Default::default(), held).unwrap();
         let mut room = Room { machine, told, gate, fault, _dir: dir };
-        let module = mark_and(&[TRAPS_AT], "unreachable").core();
-        let activation = Activation::of(&module, 7, Limits::default(), ENGINE.identity());
-        let founding =
-            [entry(0, Kind::ModuleChunk, module.into()), entry(1, Kind::ActivateModule, activation.to_bytes())];
-        room.apply(founding).await;
+        room.apply(founding(&module())).await;
         room.settles().await;
         room
     }
@@ -151,9 +160,12 @@ async fn what_comes_while_the_apply_thread_is_at_work_waits_its_turn() {
     let sink = room.told.clone();
     let busy = sink.busy.lock().unwrap();
     assert!(room.apply([large(2)]).now_or_never().is_some(), "nobody waits for openraft to know");
-    assert!(room.apply([batch(3, 1)]).now_or_never().is_none(), "what waits is bounded");
-    drop(busy);
-    room.apply([batch(3, 1)]).await;
+    {
+        let mut second = std::pin::pin!(room.apply([batch(3, 1)]));
+        assert!(second.as_mut().now_or_never().is_none(), "what waits is bounded");
+        drop(busy);
+        second.await;
+    }
     assert_eq!(room.told(2).await, told(&[(2, ".", false), (3, ".", false)]));
 }
 
@@ -210,16 +222,54 @@ async fn a_panic_on_openrafts_task_is_told_to_the_node() {
     assert!(met.expect("the node is told").contains("panicked"));
 }
 
+/// An applier by itself, with a module; the next index is 2.
+fn applier(dir: &std::path::Path, skips: &[SkipEntry], module: &[u8]) -> Applier {
+    let replica = Replica::new(ENGINE.clone(), Arc::default());
+    let publish = watch::Sender::new(Arc::new(replica.state()));
+    let (sink, gate) = (Arc::new(Told::default()), Gate::open(dir, skips, None).unwrap());
+    let mut applier = Applier { replica, publish, sink, metrics: Arc::default(), gate, term: 0, light_pause: 0 };
+    applier.apply(founding(module).into()).unwrap();
+    applier
+}
+
 #[test]
 fn only_what_is_next_is_light() {
     let dir = tempfile::tempdir().unwrap();
-    let replica = Replica::new(ENGINE.clone(), Arc::default());
-    let publish = watch::Sender::new(Arc::new(replica.state()));
-    let (sink, gate) = (Arc::new(Told::default()), Gate::open(dir.path(), &[], None).unwrap());
-    let mut applier = Applier { replica, publish, sink, metrics: Arc::default(), gate, term: 0, light_pause: 0 };
+    let mut applier = applier(dir.path(), &[], &module());
     // What comes before it is with the apply thread, or with the gate.
-    assert_eq!(applier.apply_lightly(vec![batch(1, 1)]).len(), 1);
-    assert_eq!(applier.apply_lightly(vec![batch(0, 1), batch(1, 1)]).len(), 0);
-    assert_eq!(applier.apply_lightly(vec![batch(1, 1)]).len(), 1);
-    assert_eq!(applier.replica.state.applied_index(), 1);
+    assert_eq!(applier.apply_lightly(vec![batch(3, 1)]).len(), 1);
+    assert_eq!(applier.apply_lightly(vec![batch(2, 1), batch(3, 1)]).len(), 0);
+    assert_eq!(applier.apply_lightly(vec![batch(3, 1)]).len(), 1);
+    assert_eq!(applier.replica.state.applied_index(), 3);
+}
+
+#[test]
+fn what_is_skipped_or_given_up_leaves_no_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let skip = SkipEntry { index: 2, checksum: [0; 8] };
+    let mut applier = applier(dir.path(), &[skip], &module());
+    // To skip it may write to the disk.
+    assert_eq!(applier.apply_lightly(vec![batch(2, 1)]).len(), 1);
+    applier.apply(vec![batch(2, 1)]).unwrap();
+    let before = applier.replica.state();
+    assert_eq!(applier.apply_lightly(vec![batch(3, TRAPS_AT + 1)]).len(), 1);
+    let after = applier.replica.state();
+    assert_eq!((after.applied, after.digest, after.map.len()), (before.applied, before.digest, before.map.len()));
+    drop(applier);
+    assert_eq!(Note::open(dir.path()).unwrap().1, None, "nobody died of it");
+}
+
+#[test]
+fn a_light_group_ends_when_its_time_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let burns = "(local $i i32) (local.set $i (i32.const 180000))
+        (loop $again (br_if $again (local.tee $i (i32.sub (local.get $i) (i32.const 1))))) (i32.const 0)";
+    let mut applier = applier(dir.path(), &[], &Guest::new(burns).core());
+    // Each within the fuel; all of them would take some 30 ms.
+    let left = applier.apply_lightly((2..62).map(|index| batch(index, 1)).collect());
+    assert!((1..60).contains(&left.len()), "{} are left", left.len());
+    let next = left[0].log_id().index;
+    assert_eq!(applier.replica.state.applied_index() + 1, next);
+    // That was no failure.
+    assert_eq!(applier.apply_lightly(vec![batch(next, 1)]).len(), 0);
 }

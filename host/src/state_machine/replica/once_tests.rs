@@ -18,6 +18,8 @@ struct Pair {
     replicas: [Replica; 2],
     index: u64,
     time_ms: u64,
+    /// Entries that were applied lightly, on one of them.
+    light: u64,
 }
 
 impl Pair {
@@ -36,7 +38,7 @@ impl Pair {
     /// Before a module is active.
     fn founding() -> Pair {
         let replica = || Replica::new(ENGINE.clone(), Arc::default());
-        Pair { replicas: [replica(), replica()], index: 0, time_ms: 10_000 }
+        Pair { replicas: [replica(), replica()], index: 0, time_ms: 10_000, light: 0 }
     }
 
     fn entry(&mut self, kind: Kind, bytes: Vec<u8>) -> Vec<CommandReply> {
@@ -52,7 +54,10 @@ impl Pair {
             let done = efforts.iter().find_map(|effort| {
                 let before = replica.state();
                 match replica.apply(&entry, *effort).expect("no fault of this machine") {
-                    Step::Applied(done) => Some(done),
+                    Step::Applied(done) => {
+                        self.light += u64::from(*effort == Effort::Light);
+                        Some(done)
+                    }
                     Step::TooMuch => {
                         let after = replica.state();
                         assert_eq!(
@@ -306,6 +311,17 @@ fn the_clock_never_goes_back() {
         now = pair.state().time_ms;
         assert_eq!(now, expected);
     }
+}
+
+#[test]
+fn a_light_effort_repeats_no_reply() {
+    let mut pair = Pair::new(KV, LIMITS);
+    let before = pair.light;
+    pair.batch(vec![keyed("k", put("a", "1")), put("b", "2")]);
+    assert_eq!(pair.light, before + 1);
+    pair.batch(vec![keyed("k", put("a", "1"))]);
+    pair.batch(vec![keyed("l", put("a", "1")), keyed("l", put("a", "1"))]);
+    assert_eq!(pair.light, before + 1);
 }
 
 #[test]

@@ -170,7 +170,7 @@ pub(super) fn is_key(key: &[u8]) -> bool {
     (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) && key.iter().all(u8::is_ascii_graphic)
 }
 
-fn key_of(command: &ArchivedRequest) -> Option<&[u8]> {
+pub(super) fn key_of(command: &ArchivedRequest) -> Option<&[u8]> {
     let header = command.headers.iter().find(|header| header.name == IDEMPOTENCY_KEY)?;
     Some(header.value.as_slice()).filter(|key| is_key(key))
 }
