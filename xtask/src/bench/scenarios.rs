@@ -76,7 +76,7 @@ pub fn all() -> Vec<Scenario> {
                 Run { seconds: Some(60), ..run("Raftlet", THREE, "Raftlet", 50, "") },
                 Run { seconds: Some(60), ..run("etcd", Side::Etcd, "etcd", 50, "") },
             ],
-            rounds_max: 1,
+            rounds_max: usize::MAX,
         },
         curve("writes", "writes of 100 bytes, 1 to 1,000 clients", ""),
         curve("reads", "linearizable reads, 1 to 1,000 clients", "--read-percent 100"),
