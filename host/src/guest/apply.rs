@@ -84,8 +84,8 @@ impl Module {
     }
 
     /// The same on a thread that must not be held up: one run, with fuel for one or two milliseconds, 8 MiB of memory and
-    /// 256 KiB for the replies. None if that wasn't enough, a command failed, or this machine did: then nothing may be
-    /// concluded, and nothing has happened but for messages in the node's log. What went well here would have gone just so
+    /// 256 KiB for the replies, and no messages for the node's log. None if that wasn't enough, a command failed, or this
+    /// machine did: then nothing has happened, and nothing may be concluded. What went well here would have gone just so
     /// with more.
     pub fn apply_lightly<S: CommandStore>(
         &self,
@@ -95,7 +95,7 @@ impl Module {
         store: S,
     ) -> Option<(BatchReplies, S)> {
         let mut job = self.job(context, batch);
-        job.limits = job.limits.light();
+        (job.limits, job.is_light) = (job.limits.light(), true);
         let run = positions(run, job.count).ok()?;
         let budget = job.limits.fuel_per_batch;
         let attempt = self.apply_entrance().attempt(&job, &run, Backing::Command(Box::new(store)), budget, None);
@@ -127,7 +127,13 @@ impl Module {
     }
 
     fn job<'a>(&self, context: &'a Context, batch: ValidBatch<'a>) -> Job<'a> {
-        Job { context, batch: batch.bytes, count: batch.archived.commands.len(), limits: *self.limits() }
+        Job {
+            context,
+            batch: batch.bytes,
+            count: batch.archived.commands.len(),
+            limits: *self.limits(),
+            is_light: false,
+        }
     }
 }
 

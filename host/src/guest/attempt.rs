@@ -56,6 +56,8 @@ pub(super) struct Job<'a> {
     /// How many commands the batch has.
     pub count: usize,
     pub limits: Limits,
+    /// As [`Room::is_light`].
+    pub is_light: bool,
 }
 
 impl Entrance {
@@ -70,7 +72,8 @@ impl Entrance {
         budget: u64,
         ticks: Option<u64>,
     ) -> Result<Attempt, LocalFault> {
-        let room = Room::new(backing, job.limits, run.to_vec(), budget);
+        let mut room = Room::new(backing, job.limits, run.to_vec(), budget);
+        room.is_light = job.is_light;
         let mut store = Store::new(self.way.engine(), room);
         if let Some(ticks) = ticks {
             store.set_epoch_deadline(ticks);

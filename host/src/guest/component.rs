@@ -186,8 +186,7 @@ fn write_log(mut caller: Caller<'_>, (level, message): (Level, WasmStr)) -> wasm
     host::charge(&mut caller, FUEL_CALL + FUEL_MESSAGE)?;
     let message = message.to_str(&caller)?.into_owned();
     host::charge_bytes(&mut caller, 0, message.len())?;
-    host::log(level, &message);
-    Ok(())
+    Ok(host::log(caller.data(), level, &message)?)
 }
 
 impl ScanRange {

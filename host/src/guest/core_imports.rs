@@ -167,10 +167,9 @@ fn write_log(mut caller: Caller<'_>, level: u32, message: u32, message_bytes: u3
         _ => return Err(contract("unexpected discriminant").into()),
     };
     host::charge_bytes(&mut caller.as_context_mut(), FUEL_CALL + FUEL_MESSAGE, message.len())?;
-    let (guest, _) = bytes(&mut caller)?;
+    let (guest, room) = bytes(&mut caller)?;
     let message = std::str::from_utf8(&guest[message]).map_err(|_| contract("a string is not UTF-8"))?;
-    host::log(level, message);
-    Ok(())
+    Ok(host::log(room, level, message)?)
 }
 
 /// Lends the store out of the room: what is read there is still borrowed while the guest allocates room for it.

@@ -42,6 +42,8 @@ pub(super) struct Room {
     pub backing: Backing,
     pub limits: Limits,
     pub meter: Meter,
+    /// On a thread that must not be held up, not even by whoever reads the node's log.
+    pub is_light: bool,
     /// Of a core module that is run as it is: what its imports need of it. None while it must not call them.
     pub guest: Option<Guest>,
 }
@@ -83,7 +85,7 @@ pub(super) enum Level {
 impl Room {
     pub(super) fn new(backing: Backing, limits: Limits, run: Vec<u32>, budget: u64) -> Self {
         let meter = Meter { run, begun: 0, budget, allotted: 0 };
-        Room { backing, limits, meter, guest: None }
+        Room { backing, limits, meter, is_light: false, guest: None }
     }
 
     pub(super) fn check_write(&self) -> Result<(), Stop> {
@@ -271,7 +273,19 @@ pub(super) fn rollback(mut caller: Caller<'_>, (): ()) -> wasmtime::Result<()> {
 }
 
 /// Into the node's log.
-pub(super) fn log(level: Level, message: &str) {
+///
+/// # Errors
+/// In a light run, which ends here: to write may take any time, and then it would be written twice.
+pub(super) fn log(room: &Room, level: Level, message: &str) -> Result<(), Stop> {
+    let is_read = match level {
+        Level::Error => tracing::enabled!(target: "module", tracing::Level::ERROR),
+        Level::Warn => tracing::enabled!(target: "module", tracing::Level::WARN),
+        Level::Info => tracing::enabled!(target: "module", tracing::Level::INFO),
+        Level::Debug => tracing::enabled!(target: "module", tracing::Level::DEBUG),
+    };
+    if room.is_light && is_read {
+        return Err(Stop::Budget);
+    }
     let message = &message[..message.floor_char_boundary(MESSAGE_BYTES_MAX)];
     match level {
         Level::Error => tracing::error!(target: "module", "{message}"),
@@ -279,4 +293,5 @@ pub(super) fn log(level: Level, message: &str) {
         Level::Info => tracing::info!(target: "module", "{message}"),
         Level::Debug => tracing::debug!(target: "module", "{message}"),
     }
+    Ok(())
 }

@@ -48,7 +48,9 @@ pub(super) struct Applier {
 /// Why what follows of a group isn't in the state.
 enum Stop {
     Held,
-    TooMuch,
+    TooMuch {
+        ran: bool,
+    },
     /// A light group's time is over.
     Time,
     Fault(LocalFault),
@@ -80,7 +82,8 @@ impl Applier {
             return entries;
         }
         let (applied, stop) = self.steps(&entries, Effort::Light);
-        if matches!(stop, Some(Stop::TooMuch)) {
+        debug_assert!(!matches!(stop, Some(Stop::Fault(_))), "a light effort meets no fault");
+        if matches!(stop, Some(Stop::TooMuch { ran: true })) {
             self.light_pause = LIGHT_PAUSE_GROUPS;
         }
         entries.drain(..applied);
@@ -118,9 +121,9 @@ impl Applier {
                     fault.after(&mut self.replica.state);
                     self.gate.after(&self.replica.state, pass);
                 }
-                Ok(Step::TooMuch) => {
+                Ok(Step::TooMuch { ran }) => {
                     self.gate.gave_up();
-                    stop = Some(Stop::TooMuch);
+                    stop = Some(Stop::TooMuch { ran });
                     break;
                 }
                 Err(fault) => {

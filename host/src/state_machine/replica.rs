@@ -1,4 +1,4 @@
-//! The state machine proper: one entry in, new state and replies out, the same on every replica. Runs on one thread,
+//! The state machine proper: one entry in, new state and replies out, the same on every replica. Used by one thread at a time,
 //! knows neither openraft's traits nor any client. Its batches run in `guest/` (step 7 of 8).
 
 use std::sync::Arc;
@@ -23,6 +23,9 @@ pub struct Replica {
     pub(super) state: Published,
 }
 
+/// A batch of more commands takes more than a light effort.
+const LIGHT_COMMANDS_MAX: usize = 256;
+
 /// How much an entry may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effort {
@@ -36,8 +39,9 @@ pub enum Effort {
 pub enum Step {
     /// It is in the state; there are replies if it was a batch.
     Applied(Option<Done>),
-    /// It takes more than a light effort, or one of its commands fails or isn't run. The state is as it was.
-    TooMuch,
+    /// It takes more than a light effort, or one of its commands fails or isn't run. The state is as it was. Whether the
+    /// module was run.
+    TooMuch { ran: bool },
 }
 
 /// Replies of one batch, for whoever sealed it.
@@ -99,11 +103,11 @@ impl Replica {
                 self.state.time_ms = before_ms.max(envelope.time_ms);
                 match envelope.kind {
                     Kind::Batch => {
-                        let done = self.batch(log_id, envelope, bytes, effort)?;
-                        if done.is_none() {
+                        let step = self.batch(log_id, envelope, bytes, effort)?;
+                        let Step::Applied(done) = step else {
                             self.state.time_ms = before_ms;
-                            return Ok(Step::TooMuch);
-                        }
+                            return Ok(step);
+                        };
                         done
                     }
                     Kind::ModuleChunk => {
@@ -122,35 +126,29 @@ impl Replica {
         Ok(Step::Applied(done))
     }
 
-    /// None: more than a light effort.
-    fn batch(
-        &mut self,
-        log_id: LogId,
-        envelope: &Envelope,
-        bytes: &[u8],
-        effort: Effort,
-    ) -> Result<Option<Done>, LocalFault> {
+    fn batch(&mut self, log_id: LogId, envelope: &Envelope, bytes: &[u8], effort: Effort) -> Result<Step, LocalFault> {
         let id = envelope.id;
         let Ok(batch) = ValidBatch::new(bytes) else {
             // Archives are checked before they are logged, so this is the work of another program. All replicas see
             // the same bytes and drop them alike.
             tracing::error!(index = log_id.index, "the batch is no valid archive; it has no effect");
-            return Ok(Some(Done { id, log_id, replies: BatchReplies::Each(Vec::new()) }));
+            return Ok(Step::Applied(Some(Done { id, log_id, replies: BatchReplies::Each(Vec::new()) })));
         };
         let count = batch.get().commands.len();
         let context = self.state.context(log_id);
         let (now_ms, limits) = (self.state.time_ms, self.state.session_limits());
         let is_light = effort == Effort::Light;
-        // To repeat a reply costs no fuel, and it may be a large one.
-        if is_light && self.state.sessions.knows_any(batch.get()) {
-            return Ok(None);
+        // Keys that have expired are forgotten, in proportion to the commands, and known replies are repeated, which may be
+        // large ones: none of that costs fuel.
+        if is_light && (count > LIGHT_COMMANDS_MAX || self.state.sessions.knows_any(batch.get())) {
+            return Ok(Step::TooMuch { ran: false });
         }
         let mut sessions = self.state.sessions.clone();
         let plan = self.state.module.as_ref().and_then(|_| sessions.plan(batch.get(), now_ms, &limits));
         let run = plan.as_ref().map_or(&[][..], |plan| plan.run());
         let to_run = if plan.is_some() { run.len() } else { count };
         if is_light && to_run < count {
-            return Ok(None);
+            return Ok(Step::TooMuch { ran: false });
         }
         let started = std::time::Instant::now();
         let overlay = Overlay::new(self.state.map.clone());
@@ -158,7 +156,7 @@ impl Replica {
             // For the module an empty `run` means all commands.
             Some(module) if to_run > 0 && is_light => match module.apply_lightly(&context, batch, run, overlay) {
                 Some(done) => done,
-                None => return Ok(None),
+                None => return Ok(Step::TooMuch { ran: true }),
             },
             Some(module) if to_run > 0 => module.apply(&context, batch, run, overlay)?,
             _ => (BatchReplies::Each(vec![CommandReply::Failed(Failure::NoModule); to_run]), overlay),
@@ -176,7 +174,7 @@ impl Replica {
         self.state.map = map;
         self.state.sessions = sessions;
         self.state.first_command += count as u64;
-        Ok(Some(Done { id, log_id, replies }))
+        Ok(Step::Applied(Some(Done { id, log_id, replies })))
     }
 
     fn module_piece(&mut self, id: BatchId, bytes: &[u8]) {

@@ -44,6 +44,23 @@ fn culprits_pay_out_of_the_batch() {
     assert_eq!(replies, "FFFFFFFFFFBB");
 }
 
+#[test]
+fn a_light_run_waits_for_nobody_who_reads_the_log() {
+    let guest = mark_and(&[1], "(call $log (i32.const 0) (i32.const 16) (i32.const 4))");
+    let light = || {
+        [guest.module(Limits::default()), guest.component(Limits::default())].map(|module| {
+            let done = module.apply_lightly(&CONTEXT, valid(&batch_of(3)), &[], Shelf::default());
+            done.map(|(replies, _)| letters(&replies))
+        })
+    };
+    let all = Some("...".to_owned());
+    let of_level = |level| tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::sink).finish();
+    let quiet = of_level(tracing::level_filters::LevelFilter::OFF);
+    assert_eq!(tracing::subscriber::with_default(quiet, light), [all.clone(), all]);
+    let read = of_level(tracing::level_filters::LevelFilter::ERROR);
+    assert_eq!(tracing::subscriber::with_default(read, light), [None, None]);
+}
+
 /// A loop of about so much fuel.
 fn burning(fuel: u32) -> String {
     format!(

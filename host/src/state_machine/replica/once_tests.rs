@@ -58,7 +58,7 @@ impl Pair {
                         self.light += u64::from(*effort == Effort::Light);
                         Some(done)
                     }
-                    Step::TooMuch => {
+                    Step::TooMuch { .. } => {
                         let after = replica.state();
                         assert_eq!(
                             (after.applied, after.time_ms, after.digest),
