@@ -59,6 +59,8 @@ pub struct Metrics {
     pub guest_seconds: Histogram,
     /// One group of committed entries, guest included.
     pub apply_seconds: Histogram,
+    /// Entries whose effect was known when they were committed.
+    pub applied_ahead: Counter,
     pub read_rounds: Counter,
     pub applied_index: Gauge<u64, AtomicU64>,
     pub term: Gauge<u64, AtomicU64>,
@@ -139,6 +141,7 @@ impl Default for Metrics {
             idempotency_keys: Gauge::default(),
             idempotency_bytes: Gauge::default(),
             replays: Counter::default(),
+            applied_ahead: Counter::default(),
             quarantined: Gauge::default(),
             held: Gauge::default(),
             audits: Counter::default(),
@@ -166,6 +169,11 @@ impl Default for Metrics {
             "replays",
             "Commands answered as the first one with their idempotency key",
             m.replays.clone(),
+        );
+        registry.register(
+            "applied_ahead",
+            "Entries whose effect was known when they were committed, as leader",
+            m.applied_ahead.clone(),
         );
         registry.register("read_rounds", "Rounds of queries", m.read_rounds.clone());
         registry.register("audits", "Comparisons of all nodes' digests, as leader", m.audits.clone());

@@ -3,6 +3,7 @@
 //! `http` → `batcher` → `raft`; openraft drives `log` and `state_machine` → `guest`; replies go from the state machine
 //! to the batcher's tickets.
 
+mod ahead;
 mod backup;
 mod service;
 mod starting;
@@ -97,6 +98,7 @@ impl Node {
         let held = Held { gate: gate.clone(), backlog };
         let (state_machine, view, apply_fault) =
             StateMachine::start(engine.clone(), snapshots.clone(), tickets.clone(), metrics.clone(), held)?;
+        let ahead = state_machine.ahead();
         let bootstrap = plan_bootstrap(&config, &mut identity, &engine, &view)?;
         let (stamp_gate, serving_gate) = (gate.clone(), gate.clone());
         let parts = Parts {
@@ -124,6 +126,7 @@ impl Node {
             may_serve: Box::new(move || serving_gate.may_serve()),
         };
         let consensus = Arc::new(Consensus::start(parts).await?);
+        tokio::spawn(ahead::while_leading(consensus.leader.clone(), log.clone(), ahead));
 
         let queries = Queries::start(std::thread::available_parallelism().map_or(2, usize::from).max(2))?;
         let deadline = config.limits.request_timeout;

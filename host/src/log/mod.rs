@@ -62,7 +62,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 pub use inspect::{Found, Place, Report, inspect};
 pub use metrics::{Commit, CommitObserver, LogMetrics};
@@ -75,6 +75,8 @@ pub use space::{Shortage, Space, SpaceState};
 use queue::{Ack, Op, Queued};
 use view::View;
 use writer::Writer;
+
+use crate::raft::types::Entry;
 
 /// The most values one leaf of sled's tree holds when it is rewritten as one message: it is split above 16, and a
 /// sibling with up to 3 may be merged into it first.
@@ -167,6 +169,8 @@ struct Shared {
     /// `None` after the log was closed.
     disk: Mutex<Option<sled::Tree>>,
     metrics: Arc<LogMetrics>,
+    /// Told of each append.
+    appended: Notify,
     failed: watch::Sender<Option<Arc<str>>>,
     options: LogOptions,
     /// Of this log, which may have been created with other options.
@@ -198,6 +202,7 @@ impl SledLog {
             view: Mutex::new(view),
             disk: Mutex::new(Some((*start.db).clone())),
             metrics: Arc::new(metrics),
+            appended: Notify::new(),
             failed: watch::Sender::new(None),
             options,
             chunk_bytes: opened.chunk_bytes,
@@ -235,6 +240,16 @@ impl SledLog {
     /// Counters; they go on counting while this is held.
     pub fn metrics(&self) -> Arc<LogMetrics> {
         self.shared.metrics.clone()
+    }
+
+    /// Resolves when entries were appended since the last call. For one caller at a time.
+    pub async fn appended(&self) {
+        self.shared.appended.notified().await;
+    }
+
+    /// The entry, if it is in memory, as the newest ones are.
+    pub fn in_memory(&self, index: u64) -> Option<Entry> {
+        lock(&self.shared.view).tail.get(index)
     }
 
     /// Resolves when a write or a sync failed, with the reason: the node must stop. Otherwise never.

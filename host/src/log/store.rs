@@ -89,7 +89,9 @@ impl RaftLogStorage<TypeConfig> for SledLog {
         let ticket = view.ticket + 1;
         view.append(&entries, ticket).map_err(|gap| io::Error::new(io::ErrorKind::InvalidInput, gap))?;
         let entries = entries.into_iter().map(|(entry, _)| entry).collect();
-        self.send(&mut view, Op::Append { entries, bytes, permit }, Ack::Flushed(callback))
+        self.send(&mut view, Op::Append { entries, bytes, permit }, Ack::Flushed(callback))?;
+        self.shared.appended.notify_one();
+        Ok(())
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {

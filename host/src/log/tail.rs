@@ -83,6 +83,11 @@ impl Tail {
         }
     }
 
+    pub(super) fn get(&self, index: u64) -> Option<Entry> {
+        let at = index.checked_sub(self.first)?;
+        self.entries.get(at as usize).map(|kept| kept.entry.clone())
+    }
+
     fn next(&self) -> u64 {
         self.first + self.entries.len() as u64
     }

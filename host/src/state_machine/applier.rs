@@ -19,6 +19,11 @@ use crate::guest::LocalFault;
 use crate::metrics::Metrics;
 use crate::raft::types::{Entry, Kind};
 
+mod ahead;
+
+use ahead::Ahead;
+pub use ahead::ApplyAhead;
+
 /// A group of more bytes isn't light. Checking and hashing them takes a tenth of a millisecond.
 const LIGHT_BYTES_MAX: usize = 64 << 10;
 /// So long after a light group was begun, no other entry of it is. One may take as long as that again, or twice as long.
@@ -43,6 +48,8 @@ pub(super) struct Applier {
     pub(super) term: u64,
     /// Groups until a light effort is made again.
     pub(super) light_pause: u32,
+    /// What the next entry will make of the state, if it is committed.
+    pub(super) ahead: Option<Ahead>,
 }
 
 /// Why what follows of a group isn't in the state.
@@ -111,7 +118,10 @@ impl Applier {
                     break;
                 }
                 Pass::Skip => Ok(Step::Applied(self.replica.skip(entry))),
-                Pass::Apply | Pass::Checkpoint => self.replica.apply(entry, effort),
+                Pass::Apply | Pass::Checkpoint => match self.take_ahead(entry) {
+                    Some(step) => Ok(step),
+                    None => self.replica.apply(entry, effort),
+                },
             };
             match step {
                 Ok(Step::Applied(d)) => {
@@ -169,6 +179,7 @@ impl Applier {
         if self.replica.state().applied >= state.applied {
             return;
         }
+        self.ahead = None;
         self.sink.replaced();
         failpoint!("snapshot.before-swap");
         let new = Arc::new(state.clone());

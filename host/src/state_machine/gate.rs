@@ -145,6 +145,17 @@ impl Gate {
         if proposal.envelope.kind == Kind::Checkpoint { Pass::Checkpoint } else { Pass::Apply }
     }
 
+    /// The entry is about to be applied ahead of its commit, if this is `true`; [`Gate::gave_up`] follows. Nothing of the
+    /// state is reported: [`Gate::before`] is asked when it is committed.
+    pub fn may_try(&self, entry: &Entry) -> bool {
+        if !self.is_open() || self.marks(entry) {
+            return false;
+        }
+        let LogId { leader_id, index } = entry.log_id();
+        self.note.begin(leader_id.term, index);
+        true
+    }
+
     /// Whether [`Gate::before`] has more to do for this entry than to look at its stamp: it may write to the disk, and
     /// what this process died of must not be tried by two.
     pub fn marks(&self, entry: &Entry) -> bool {

@@ -36,6 +36,7 @@ use map::Map;
 use sessions::Sessions;
 
 pub use activation::{Activation, Active, Pieces};
+pub use applier::ApplyAhead;
 pub use feed::Backlog;
 pub use gate::Gate;
 pub use openraft_impl::{APPLY_STACK_BYTES, ApplyFault, Held, StateMachine};

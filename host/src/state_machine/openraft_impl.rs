@@ -12,7 +12,7 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::{oneshot, watch};
 
-use super::applier::{Applier, Shared};
+use super::applier::{Applier, ApplyAhead, Shared};
 use super::apply_thread::{self, Fault, Group, Work};
 use super::feed::Feed;
 use super::replica::{Replica, restore};
@@ -41,6 +41,8 @@ pub struct StateMachine {
     view: View,
     snapshots: Arc<Snapshots>,
     applier: Shared,
+    /// Whoever applies on the runtime's threads holds it: openraft's task, or what applies ahead.
+    turn: Arc<tokio::sync::Mutex<()>>,
     fault: Fault,
     /// None when it is being dropped.
     work: Option<mpsc::Sender<Work>>,
@@ -80,7 +82,7 @@ impl StateMachine {
         let feed = Feed::new(gate.clone(), backlog);
         let (fault, met) = watch::channel(None);
         let fault = Fault(fault);
-        let applier = Applier { replica, publish, sink, metrics, gate, term: 0, light_pause: 0 };
+        let applier = Applier { replica, publish, sink, metrics, gate, term: 0, light_pause: 0, ahead: None };
         let applier: Shared = Arc::new(Mutex::new(applier));
         let (shared, tells, seen) = (applier.clone(), fault.clone(), view.clone());
         let thread = std::thread::Builder::new()
@@ -89,8 +91,17 @@ impl StateMachine {
             .spawn(move || apply_thread::run(&shared, &seen, feed, &incoming, &tells))?;
         let (work, thread) = (Some(work), Some(thread));
         let view_too = view.clone();
-        let state_machine =
-            StateMachine { engine, view: view_too, snapshots, applier, fault, work, thread, believed: None };
+        let state_machine = StateMachine {
+            engine,
+            view: view_too,
+            snapshots,
+            applier,
+            turn: Arc::default(),
+            fault,
+            work,
+            thread,
+            believed: None,
+        };
         Ok((state_machine, view, ApplyFault(met)))
     }
 
@@ -102,6 +113,16 @@ impl StateMachine {
             // The apply thread is at work, or is no more.
             Err(_) => entries,
         }
+    }
+
+    /// What applies entries ahead of their commit.
+    pub fn ahead(&self) -> ApplyAhead {
+        ApplyAhead::new(&self.applier, &self.fault, &self.turn)
+    }
+
+    #[cfg(test)]
+    pub(super) fn turn_of_ahead(&self) -> Arc<tokio::sync::Mutex<()>> {
+        self.turn.clone()
     }
 
     fn hand_over(&self, work: Work) -> io::Result<()> {
@@ -171,7 +192,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             }
             // Many groups in a row, as at the start, would hold up others even if each is light.
             if is_last {
+                let turn = self.turn.lock().await;
                 group = self.apply_here(group);
+                drop(turn);
                 if group.is_empty() {
                     responders.into_iter().flatten().for_each(|responder| responder.send(()));
                     tokio::task::yield_now().await;

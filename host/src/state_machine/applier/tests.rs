@@ -227,7 +227,8 @@ fn applier(dir: &std::path::Path, skips: &[SkipEntry], module: &[u8]) -> Applier
     let replica = Replica::new(ENGINE.clone(), Arc::default());
     let publish = watch::Sender::new(Arc::new(replica.state()));
     let (sink, gate) = (Arc::new(Told::default()), Gate::open(dir, skips, None).unwrap());
-    let mut applier = Applier { replica, publish, sink, metrics: Arc::default(), gate, term: 0, light_pause: 0 };
+    let mut applier =
+        Applier { replica, publish, sink, metrics: Arc::default(), gate, term: 0, light_pause: 0, ahead: None };
     applier.apply(founding(module).into()).unwrap();
     applier
 }
@@ -272,4 +273,121 @@ fn a_light_group_ends_when_its_time_is_over() {
     assert_eq!(applier.replica.state.applied_index() + 1, next);
     // That was no failure.
     assert_eq!(applier.apply_lightly(vec![batch(next, 1)]).len(), 0);
+}
+
+/// Index, digest and number of keys.
+fn looks(state: &Published) -> (u64, [u8; 32], u64) {
+    (state.applied_index(), state.digest, state.map.len())
+}
+
+/// With another term, as if another leader had written it.
+fn of_term(term: u64, entry: Entry) -> Entry {
+    Entry::new(log_id(term, entry.log_id().index), entry.payload)
+}
+
+#[test]
+fn what_is_applied_ahead_is_seen_when_it_is_committed() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut ahead = applier(dir.path(), &[], &module());
+    let mut plain = applier(other.path(), &[], &module());
+    for (index, taken) in [(2, 1), (3, 2)] {
+        let before = looks(&ahead.replica.state);
+        ahead.apply_ahead(&batch(index, 1));
+        // A second time it is known, and what is not next waits.
+        ahead.apply_ahead(&batch(index, 1));
+        ahead.apply_ahead(&batch(index + 1, 1));
+        assert_eq!(looks(&ahead.replica.state), before, "not yet");
+        assert_eq!(looks(&ahead.publish.borrow()), before, "nor for readers");
+        assert_eq!(ahead.gate.applied(), Some(index - 1), "nobody is told of its digest");
+        assert_eq!(ahead.apply_lightly(vec![batch(index, 1)]).len(), 0);
+        assert_eq!(plain.apply_lightly(vec![batch(index, 1)]).len(), 0);
+        assert_eq!(looks(&ahead.replica.state), looks(&plain.replica.state));
+        assert_eq!(looks(&ahead.publish.borrow()), looks(&plain.publish.borrow()));
+        assert_eq!(ahead.metrics.applied_ahead.get(), taken);
+    }
+    // The apply thread takes it just as well.
+    ahead.apply_ahead(&batch(4, 1));
+    ahead.apply(vec![batch(4, 1), batch(5, 1)]).unwrap();
+    plain.apply(vec![batch(4, 1), batch(5, 1)]).unwrap();
+    assert_eq!(looks(&ahead.replica.state), looks(&plain.replica.state));
+    assert_eq!((ahead.metrics.applied_ahead.get(), plain.metrics.applied_ahead.get()), (3, 0));
+}
+
+#[test]
+fn what_was_applied_ahead_of_an_entry_that_is_overwritten_has_no_effect() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut ahead = applier(dir.path(), &[], &module());
+    let mut plain = applier(other.path(), &[], &module());
+    ahead.apply_ahead(&batch(2, 1));
+    // The next leader's entry at the same index.
+    for applier in [&mut ahead, &mut plain] {
+        assert_eq!(applier.apply_lightly(vec![of_term(2, Entry::new(log_id(2, 2), EntryPayload::Blank))]).len(), 0);
+    }
+    assert_eq!(looks(&ahead.replica.state), looks(&plain.replica.state));
+    // And one that was tried on a state that another one has replaced.
+    ahead.apply_ahead(&of_term(2, batch(3, 1)));
+    let mut newer = plain.replica.state();
+    newer.applied = Some(log_id(2, 3));
+    ahead.replace(newer.clone());
+    plain.replace(newer);
+    for applier in [&mut ahead, &mut plain] {
+        assert_eq!(applier.apply_lightly(vec![of_term(2, batch(4, 1))]).len(), 0);
+    }
+    assert_eq!(looks(&ahead.replica.state), looks(&plain.replica.state));
+    assert_eq!(ahead.metrics.applied_ahead.get(), 0);
+    // Terms never go back.
+    ahead.apply_ahead(&batch(5, 1));
+    assert!(ahead.ahead.is_none());
+}
+
+#[test]
+fn nothing_is_applied_ahead_that_is_held_skipped_or_not_light() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut applier = applier(dir.path(), &[SkipEntry { index: 3, checksum: [0; 8] }], &module());
+    let before = looks(&applier.replica.state);
+    applier.apply_ahead(&large(2));
+    assert!(applier.ahead.is_none());
+    // One of its commands fails: that is the apply thread's.
+    applier.apply_ahead(&batch(2, TRAPS_AT + 1));
+    assert!(applier.ahead.is_none() && looks(&applier.replica.state) == before);
+    assert_eq!(std::mem::take(&mut applier.light_pause), LIGHT_PAUSE_GROUPS);
+    // A gate that closes meanwhile holds it all the same.
+    applier.apply_ahead(&batch(2, 1));
+    assert!(applier.ahead.is_some());
+    applier.gate.doubt(Doubt { what: What::Chain, index: 1, why: Why::NoMajority { digests: String::new() } });
+    applier.apply(vec![batch(2, 1)]).unwrap();
+    assert_eq!(looks(&applier.replica.state), before);
+    applier.ahead = None;
+    applier.apply_ahead(&batch(2, 1));
+    assert!(applier.ahead.is_none(), "nothing is tried while it is closed");
+    applier.gate.cleared(What::Chain, 1);
+    applier.apply(vec![batch(2, 1)]).unwrap();
+    applier.apply_ahead(&batch(3, 1));
+    assert!(applier.ahead.is_none(), "whether it is skipped is known later");
+    applier.apply(vec![batch(3, 1)]).unwrap();
+    applier.apply_ahead(&batch(4, 1));
+    assert!(applier.ahead.is_some());
+    drop(applier);
+    assert_eq!(Note::open(dir.path()).unwrap().1, None, "nobody died of it");
+}
+
+#[tokio::test]
+async fn openrafts_task_waits_for_what_is_applied_ahead_and_then_takes_it() {
+    let mut room = Room::new().await;
+    let ahead = room.machine.ahead();
+    ahead.apply(|index| Some(batch(index, 1)));
+    room.apply([batch(2, 1)]).await;
+    assert_eq!(room.told(1).await, told(&[(2, ".", true)]));
+    // While it is at it.
+    let turn = room.machine.turn_of_ahead();
+    let turn = turn.lock().await;
+    {
+        let mut applied = std::pin::pin!(room.apply([batch(3, 1)]));
+        assert!(applied.as_mut().now_or_never().is_none());
+        drop(turn);
+        applied.await;
+    }
+    assert_eq!(room.told(1).await, told(&[(3, ".", true)]));
+    // Nothing is tried when there is nothing.
+    ahead.apply(|_| None);
 }
