@@ -64,8 +64,11 @@ impl Checkpoints {
 
     /// Sled has all commits up to this one, in memory: make them durable.
     pub(super) fn ask(&self, upto: u64) {
-        let mut state = lock(&self.state.0);
-        state.asked = state.asked.max(upto);
+        {
+            let mut state = lock(&self.state.0);
+            state.asked = state.asked.max(upto);
+        }
+        // Whoever is woken needs the lock at once.
         self.state.1.notify_all();
     }
 
@@ -132,13 +135,16 @@ fn work(db: &sled::Db, db_file: &File, shared: &(Mutex<State>, Condvar)) {
         }
         let synced = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| sync(db, db_file)));
         let synced = synced.unwrap_or_else(|_| Err(io::Error::other("sled panicked")));
-        let mut state = lock(state);
-        match synced {
-            Ok(()) => state.done = state.done.max(upto),
-            Err(e) => state.failed = Some(e.to_string().into()),
-        }
+        let has_failed = {
+            let mut state = lock(state);
+            match synced {
+                Ok(()) => state.done = state.done.max(upto),
+                Err(e) => state.failed = Some(e.to_string().into()),
+            }
+            state.failed.is_some()
+        };
         changed.notify_all();
-        if state.failed.is_some() {
+        if has_failed {
             return;
         }
     }

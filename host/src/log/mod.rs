@@ -164,6 +164,8 @@ fn check_sizes(segment_bytes: usize, chunk_bytes: usize) -> Result<(), String> {
 
 /// What the handles and the writer share.
 struct Shared {
+    /// Calls that hand something to the writer take turns, so that the view and the queue see the same order.
+    calls: Mutex<()>,
     view: Mutex<View>,
     /// Readers and the writer take turns at the tree (sled issue 1412 is a hang of many threads); a flush is outside.
     /// `None` after the log was closed.
@@ -199,6 +201,7 @@ impl SledLog {
         let (queue, receiver) = mpsc::channel();
         let queue_budget = Arc::new(Semaphore::new(options.queue_bytes_max / QUEUE_UNIT_BYTES));
         let shared = Arc::new(Shared {
+            calls: Mutex::default(),
             view: Mutex::new(view),
             disk: Mutex::new(Some((*start.db).clone())),
             metrics: Arc::new(metrics),
@@ -227,12 +230,13 @@ impl SledLog {
     pub async fn close(&self) -> io::Result<()> {
         let (tx, rx) = oneshot::channel();
         {
+            let call = lock(&self.shared.calls);
             let mut view = lock(&self.shared.view);
             if view.closed {
                 return Ok(());
             }
             view.closed = true;
-            self.send(&mut view, Op::Close, Ack::Done(tx))?;
+            self.send(call, view, Op::Close, Ack::Done(tx))?;
         }
         rx.await.unwrap_or_else(|_| Err(self.gone()))
     }
@@ -265,15 +269,18 @@ impl SledLog {
         }
     }
 
-    /// Hands an operation to the writer. The view's lock, held by the caller, makes both see the same order.
-    fn send(&self, view: &mut View, op: Op, ack: Ack) -> io::Result<()> {
+    /// Hands an operation to the writer. The view's lock is given back before that: the writer is woken and needs it
+    /// at once, on the same processor perhaps, in place of whoever holds it.
+    fn send(&self, call: MutexGuard<'_, ()>, mut view: MutexGuard<'_, View>, op: Op, ack: Ack) -> io::Result<()> {
         view.ticket += 1;
         view.writer_sleeps = false;
         let ticket = view.ticket;
-        self.queue.send(Queued { ticket, op, ack }).map_err(|mpsc::SendError(queued)| {
-            let error = self.gone_with(view);
-            queued.ack.answer(Err(self.gone_with(view)));
-            error
+        drop(view);
+        let sent = self.queue.send(Queued { ticket, op, ack });
+        drop(call);
+        sent.map_err(|mpsc::SendError(queued)| {
+            queued.ack.answer(Err(self.gone()));
+            self.gone()
         })
     }
 

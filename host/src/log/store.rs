@@ -27,10 +27,11 @@ impl SledLog {
     async fn durably(&self, op: Op, change: impl FnOnce(&mut View)) -> io::Result<()> {
         let (tx, rx) = oneshot::channel();
         {
+            let call = lock(&self.shared.calls);
             let mut view = lock(&self.shared.view);
             self.check_writable(&view)?;
             change(&mut view);
-            self.send(&mut view, op, Ack::Done(tx))?;
+            self.send(call, view, op, Ack::Done(tx))?;
         }
         rx.await.unwrap_or_else(|_| Err(self.gone()))
     }
@@ -62,11 +63,12 @@ impl RaftLogStorage<TypeConfig> for SledLog {
 
     /// Only remembers it: the writer takes it along with its next commit, or saves it when it has nothing else to do.
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        let call = lock(&self.shared.calls);
         let mut view = lock(&self.shared.view);
         self.check_writable(&view)?;
         view.committed = committed;
         if view.writer_sleeps {
-            self.send(&mut view, Op::Nudge, Ack::None)?;
+            self.send(call, view, Op::Nudge, Ack::None)?;
         }
         Ok(())
     }
@@ -83,13 +85,14 @@ impl RaftLogStorage<TypeConfig> for SledLog {
         let entries: Vec<(Entry, usize)> = entries.into_iter().map(sized).collect();
         let bytes = entries.iter().map(|(_, bytes)| bytes).sum();
         let permit = self.queue_room(bytes).await?;
+        let call = lock(&self.shared.calls);
         let mut view = lock(&self.shared.view);
         self.check_writable(&view)?;
         // `send` counts this operation.
         let ticket = view.ticket + 1;
         view.append(&entries, ticket).map_err(|gap| io::Error::new(io::ErrorKind::InvalidInput, gap))?;
         let entries = entries.into_iter().map(|(entry, _)| entry).collect();
-        self.send(&mut view, Op::Append { entries, bytes, permit }, Ack::Flushed(callback))?;
+        self.send(call, view, Op::Append { entries, bytes, permit }, Ack::Flushed(callback))?;
         self.shared.appended.notify_one();
         Ok(())
     }

@@ -192,6 +192,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             }
             // Many groups in a row, as at the start, would hold up others even if each is light.
             if is_last {
+                // On a follower newer entries have just been logged. If the log's writer was woken on this processor, it
+                // would begin their sync, for which the leader waits, only when this is done.
+                if responders.iter().all(Option::is_none) {
+                    std::thread::yield_now();
+                }
                 let turn = self.turn.lock().await;
                 group = self.apply_here(group);
                 drop(turn);
