@@ -54,6 +54,7 @@ pub struct Node {
     log: SledLog,
     gate: Arc<Gate>,
     apply_fault: ApplyFault,
+    ahead: tokio::task::JoinHandle<()>,
     address: SocketAddr,
 }
 
@@ -126,7 +127,7 @@ impl Node {
             may_serve: Box::new(move || serving_gate.may_serve()),
         };
         let consensus = Arc::new(Consensus::start(parts).await?);
-        tokio::spawn(ahead::while_leading(consensus.leader.clone(), log.clone(), ahead));
+        let ahead = ahead::start(consensus.leader.clone(), log.clone(), view.clone(), ahead);
 
         let queries = Queries::start(std::thread::available_parallelism().map_or(2, usize::from).max(2))?;
         let deadline = config.limits.request_timeout;
@@ -162,7 +163,7 @@ impl Node {
         }
         let _ = service.http.set(server.metrics());
         tracing::info!("node {} serves clients on {address}", config.id);
-        Ok(Node { server, admin, batcher, consensus, log, gate: service.gate.clone(), apply_fault, address })
+        Ok(Node { server, admin, batcher, consensus, log, gate: service.gate.clone(), apply_fault, ahead, address })
     }
 
     /// Where clients connect.
@@ -186,13 +187,16 @@ impl Node {
 
     /// Answers what is in flight, takes nothing new, and stops. What was acknowledged is on disk anyway.
     pub async fn shutdown(self) {
-        let Node { server, admin, batcher, consensus, log, gate, .. } = self;
+        let Node { server, admin, batcher, consensus, log, gate, ahead, .. } = self;
         drop(admin);
         consensus.hand_over().await;
         // Together: a keep-alive connection ends when its last request is answered, and that needs the drain.
         tokio::join!(server.shutdown(DRAIN), batcher.drain(DRAIN));
         drop(batcher);
         consensus.shutdown().await;
+        ahead.abort();
+        // It never waits for long, and its end by an abort is no news.
+        let _ = ahead.await;
         if let Err(e) = log.close().await {
             tracing::warn!("the log was not closed cleanly: {e}");
         }

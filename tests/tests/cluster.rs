@@ -10,7 +10,8 @@ use fastrand::Rng;
 use raftlet_tests::http::encode;
 use raftlet_tests::payload;
 use raftlet_tests::process::Signal;
-use raftlet_tests::{Client, Cluster, Ledger, Load, seed};
+use raftlet_tests::snapshots::{PROGRESS_WITHIN, metric};
+use raftlet_tests::{Client, Cluster, Ledger, Load, seed, wait};
 
 #[test]
 fn fifty_clients_read_back_any_bytes_from_every_node() {
@@ -302,6 +303,19 @@ fn an_idle_cluster_rests() {
     let idle = used() - before;
     println!("{idle:?} of CPU time in {OBSERVED:?}");
     assert!(idle < OBSERVED * CORE_PERCENT_MAX / 100, "an idle cluster used {idle:?} in {OBSERVED:?}");
+}
+
+#[test]
+fn a_leader_applies_small_writes_ahead_of_their_commit() {
+    let cluster = Cluster::start(3);
+    let mut number = 0;
+    wait::until("a write is applied ahead", PROGRESS_WITHIN, || {
+        number += 1;
+        let put = cluster.client(2).put(&format!("/kv/{number}"), b"1").expect("an answer");
+        assert!(put.status < 300, "{put}");
+        (metric(&cluster, cluster.leader(), "raftlet_applied_ahead_total") > 1).then_some(())
+    });
+    cluster.wait_converged();
 }
 
 #[test]

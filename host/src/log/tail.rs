@@ -83,6 +83,7 @@ impl Tail {
         }
     }
 
+    /// The entry, if it is here.
     pub(super) fn get(&self, index: u64) -> Option<Entry> {
         let at = index.checked_sub(self.first)?;
         self.entries.get(at as usize).map(|kept| kept.entry.clone())
@@ -136,6 +137,21 @@ mod tests {
         assert_eq!(indices(&tail, 11, 14, 1), [11]);
         assert_eq!(indices(&tail, 11, 11, 1), [0; 0]);
         assert_eq!(indices(&tail, 40, 50, 1), [0; 0]);
+    }
+
+    #[test]
+    fn one_is_found_while_it_is_here() {
+        let mut t = tail(6);
+        t.evict(0);
+        let found =
+            |t: &Tail| (9..17).filter(|index| t.get(*index).is_some_and(|e| e.log_id.index == *index)).collect();
+        let all: Vec<u64> = found(&t);
+        assert_eq!(all, [11, 12, 13, 14, 15]);
+        t.truncate(13);
+        t.push(entry(2, 13, 1), 10, 7);
+        t.purge(12);
+        let all: Vec<u64> = found(&t);
+        assert_eq!((all, t.get(13)), (vec![12, 13], Some(entry(2, 13, 1))));
     }
 
     #[test]

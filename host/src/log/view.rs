@@ -86,7 +86,7 @@ pub(super) struct View {
     pub tail: Tail,
     /// Counts truncations and purges. A read from sled is good only if this didn't change meanwhile.
     pub epoch: u64,
-    /// Operations handed to the writer so far.
+    /// Operations handed to the writer so far, or about to be by the one call whose turn it is.
     pub ticket: u64,
     /// The newest of them that sled has too: it comes after the acknowledgement.
     #[cfg(test)]

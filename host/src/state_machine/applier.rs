@@ -1,7 +1,7 @@
 //! What changes the state (steps 6 and 8 of 8): each entry of a group through the gate (`gate.rs`) and into the state
 //! machine proper (`replica.rs`); then the state is published and the replies go out. One at a time has it: the apply
 //! thread (`apply_thread.rs`), or for a light group, while that one has nothing to do, openraft's task, which spares a round two
-//! changes of threads. Never waits for a client, a disk or a peer.
+//! changes of threads, or what tries an entry ahead of its commit (`applier/ahead.rs`). Never waits for a client, a disk or a peer.
 
 use std::io;
 use std::sync::{Arc, Mutex};

@@ -78,6 +78,20 @@ fn an_entry_that_killed_the_process_twice_is_held_and_named() {
 }
 
 #[test]
+fn a_death_ahead_of_the_commit_counts_and_nothing_is_tried_that_killed_the_process() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(gate(dir.path(), &[]).may_try(&entry(9)));
+    // It died of that.
+    let again = gate(dir.path(), &[]);
+    assert!(!again.may_try(&entry(9)));
+    assert_eq!(again.before(&entry(9)), Pass::Apply, "once isn't enough to be held");
+    drop(again);
+    let gate = gate(dir.path(), &[]);
+    assert_eq!(gate.before(&entry(9)), Pass::Hold);
+    assert!(!gate.may_try(&entry(10)), "nothing is while it holds");
+}
+
+#[test]
 fn the_entry_of_another_term_at_that_index_is_innocent_and_so_is_one_that_was_survived() {
     let dir = tempfile::tempdir().unwrap();
     die(dir.path(), &entry(9), DEATHS_MAX);

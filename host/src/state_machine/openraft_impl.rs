@@ -51,7 +51,8 @@ pub struct StateMachine {
     believed: Option<oneshot::Receiver<io::Result<()>>>,
 }
 
-/// Why nothing is applied any more: a fault of this machine or a panic, of the apply thread or of openraft's task. Never,
+/// Why nothing is applied any more: a fault of this machine or a panic, of the apply thread, of openraft's task or of the one
+/// that applies ahead. Never,
 /// if they are ended in good order.
 #[derive(Clone)]
 pub struct ApplyFault(watch::Receiver<Option<String>>);
