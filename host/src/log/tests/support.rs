@@ -13,7 +13,7 @@ use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::type_config::TypeConfigExt;
 use tokio::sync::oneshot;
 
-use crate::log::{LogOptions, SledLog};
+use crate::log::{LogOptions, OpenError, SledLog};
 use crate::raft::codec::log_id;
 use crate::raft::types::{BatchId, Entry, Envelope, Kind, Proposal, TypeConfig};
 
@@ -36,8 +36,16 @@ pub(crate) fn options() -> LogOptions {
     LogOptions { segment_bytes: 128 << 10, chunk_bytes: 1 << 10, ..LogOptions::default() }
 }
 
+/// Waits a moment for the lock: between fork and exec a child that another test starts has this process's descriptors,
+/// and with them locks that were just given back.
 pub(crate) fn open(dir: &Path) -> SledLog {
-    SledLog::open(dir, options()).unwrap()
+    let deadline = std::time::Instant::now() + Duration::from_secs(1);
+    loop {
+        match SledLog::open(dir, options()) {
+            Err(OpenError::Locked(_)) if std::time::Instant::now() < deadline => std::thread::yield_now(),
+            opened => return opened.unwrap(),
+        }
+    }
 }
 
 /// Queues an append; the receiver gets its callback's result.
