@@ -14,8 +14,8 @@ use super::super::replica::{Done, Effort, Step};
 use super::{Applier, LIGHT_PAUSE_GROUPS, Shared, is_light};
 use crate::raft::types::{Entry, LogId};
 
-/// What an entry makes of a state. Both are known by their log ids: one is never given to two entries, and what was applied up
-/// to it is the same whoever applied it.
+/// What an entry makes of a state. Both are known by their log ids: one is never given to two entries, and this process has
+/// one state at each.
 pub(in super::super) struct Ahead {
     base: Option<LogId>,
     log_id: LogId,
