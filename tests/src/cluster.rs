@@ -248,8 +248,9 @@ impl Cluster {
     }
 
     /// SIGSTOP: the node is there and does not answer.
+    #[track_caller]
     pub fn pause(&mut self, id: u64) {
-        self.running(id).signal(Signal::STOP);
+        self.running(id).pause();
         self.node_mut(id).paused = true;
     }
 

@@ -15,6 +15,9 @@ use rustix::process::{Pid, kill_process, set_parent_process_death_signal};
 
 use crate::{paths, wait};
 
+/// Until a signal has stopped a process, which may be in a sync of the disk.
+const STOPPED_WITHIN: Duration = Duration::from_secs(30);
+
 /// A running or ended process whose output goes to files, so that it can be read at any time and no pipe fills up.
 #[derive(Debug)]
 pub struct Process {
@@ -80,6 +83,16 @@ impl Process {
         }
     }
 
+    /// SIGSTOP, and waits until no thread runs any more: the signal only asks the first one, and on a busy machine the
+    /// others go on for tens of milliseconds.
+    #[track_caller]
+    pub fn pause(&mut self) {
+        self.signal(Signal::STOP);
+        wait::until("all its threads are stopped", STOPPED_WITHIN, || {
+            (self.exited().is_some() || are_stopped(self.pid())).then_some(())
+        });
+    }
+
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("the child can be waited for")
     }
@@ -140,6 +153,15 @@ pub fn is_alive(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The state follows the name, which is in parentheses and may contain anything.
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+/// Whether no thread of the process runs: all are stopped by SIGSTOP, or gone.
+fn are_stopped(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads.into_iter().all(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['T', 't', 'Z', 'X']))
+    })
 }
 
 /// What a process has used.
