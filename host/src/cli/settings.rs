@@ -74,8 +74,8 @@ pub struct SettingsArgs {
     #[arg(long, env = "RAFTLET_ELECTION_MAX", value_name = "TIME", help_heading = "Raft")]
     pub election_max: Option<Duration>,
 
-    /// Bytes of log entries after which a snapshot is made, and the log before the one before it is deleted
-    /// [default: 128MiB]
+    /// Bytes of log entries after which a snapshot is made (the first one earlier on most nodes), and the log before the
+    /// one before it is deleted [default: 128MiB]
     #[arg(long, env = "RAFTLET_SNAPSHOT_LOG_BYTES", value_name = "SIZE", help_heading = "Storage")]
     pub snapshot_log_bytes: Option<ByteSize>,
     /// How often the leader compares the nodes' digests, if something was applied [default: 1s]

@@ -4,6 +4,7 @@
 //! openraft makes no snapshots here: an error of its builder stops the node, and a full disk is no reason to. The file is
 //! made beside it, and openraft is told when it is durable.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -14,7 +15,7 @@ use openraft::storage::RaftLogStorage;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::Raft;
-use super::types::{LogId, SnapshotFile};
+use super::types::{LogId, NodeId, SnapshotFile};
 use crate::failpoint;
 use crate::log::{LogMetrics, SledLog};
 use crate::metrics::Metrics;
@@ -52,8 +53,30 @@ pub struct Growth {
 }
 
 impl Growth {
-    fn due(&self, last_file_bytes: u64) -> u64 {
-        self.least.max(last_file_bytes).min(self.most)
+    /// `last`: the bytes of the last snapshot's file, or which of the cluster's nodes this is, if it has no snapshot yet.
+    fn due(&self, last: Result<u64, Turn>) -> u64 {
+        match last {
+            Ok(file_bytes) => self.least.max(file_bytes).min(self.most),
+            Err(Turn { rank, of }) => (u128::from(self.due(Ok(0))) * u128::from(rank) / u128::from(of)) as u64,
+        }
+    }
+}
+
+/// The nodes of a cluster have logs that grow alike, and would all make their snapshots at the same time, when no quorum
+/// is left whose disks have nothing else to do. So each makes its first one after another part of the growth, and those
+/// that follow are apart as well, as long as nodes don't fetch snapshots instead of making them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Turn {
+    /// From one.
+    rank: u64,
+    of: u64,
+}
+
+impl Turn {
+    fn new(node: NodeId, voters: impl Iterator<Item = NodeId>) -> Turn {
+        let all: BTreeSet<NodeId> = voters.chain([node]).collect();
+        let before = all.range(..node).count();
+        Turn { rank: before as u64 + 1, of: all.len() as u64 }
     }
 }
 
@@ -119,9 +142,11 @@ impl Compaction {
             // Fetched from a peer, which is as good as made.
             self.is_newest(newest, self.log.total());
         }
-        let due = self.growth.due(kept.first().map_or(0, |file| file.bytes));
+        let state = self.view.borrow();
+        let turn = || Turn::new(*self.raft.node_id(), state.membership.membership().voter_ids());
+        let due = self.growth.due(kept.first().map(|file| file.bytes).ok_or_else(turn));
         // A state that may be wrong must not take the place of a right one.
-        self.log.grown() >= due && self.gate.may_serve().is_ok() && self.view.borrow().applied > newest
+        self.log.grown() >= due && self.gate.may_serve().is_ok() && state.applied > newest
     }
 
     fn is_newest(&mut self, newest: Option<LogId>, total: u64) {
@@ -272,7 +297,20 @@ mod tests {
     #[test]
     fn a_large_state_makes_snapshots_rare_but_not_beyond_the_most() {
         let growth = Growth { least: 10, most: 40 };
-        assert_eq!([growth.due(0), growth.due(20), growth.due(80)], [10, 20, 40]);
+        assert_eq!([growth.due(Ok(0)), growth.due(Ok(20)), growth.due(Ok(80))], [10, 20, 40]);
+    }
+
+    #[test]
+    fn the_nodes_make_their_first_snapshots_one_after_the_other() {
+        let growth = Growth { least: 120, most: u64::MAX };
+        let due = |node, voters: &[u64]| growth.due(Err(Turn::new(node, voters.iter().copied())));
+        assert_eq!([2, 5, 9].map(|node| due(node, &[9, 2, 5])), [40, 80, 120]);
+        assert_eq!(due(7, &[7]), 120);
+        // One that joins, and one that has not heard of anybody yet.
+        assert_eq!([due(3, &[1, 2]), due(3, &[])], [120, 120]);
+        // Where the log may not grow beyond some bytes, nobody waits for more.
+        let bound = Growth { least: 120, most: 60 };
+        assert_eq!([1, 2].map(|node| bound.due(Err(Turn::new(node, [1, 2].into_iter())))), [30, 60]);
     }
 
     #[test]

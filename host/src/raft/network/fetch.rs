@@ -32,7 +32,7 @@ const RETRY: Duration = Duration::from_millis(300);
 /// So many attempts in a row that bring nothing end the fetch.
 const FRUITLESS_MAX: u32 = 10;
 /// Written bytes are synced as often as this, so that the end doesn't keep the disk busy for seconds.
-const SYNC_BYTES: u64 = 8 << 20;
+const SYNC_BYTES: u64 = 1 << 20;
 /// Between two lines that say how far a long fetch is.
 const SAY: Duration = Duration::from_secs(10);
 

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use super::file::{BUILDING, sync_folder, write_unnamed};
+use super::file::{BUILDING, Unlinked, sync_folder, write_unnamed};
 use super::load::{Loaded, Loading};
 use super::read::ReadError;
 use super::room::{HasRoom, Room};
@@ -194,11 +194,14 @@ impl Snapshots {
     }
 
     /// What the file of this state will take at most, nearly always: the next one is due when the log has grown by as much
-    /// as the last one has.
+    /// as the last one has. Not so after the first one, which may have come early.
     fn expected_bytes(&self, state: &Published) -> u64 {
         let module = state.active.as_ref().map_or(0, |active| active.module.len() as u64);
         let plain = state.map.bytes() + state.sessions.bytes() + module;
-        lock(&self.kept).first().map_or(plain, |last| plain.min(2 * last.bytes))
+        match lock(&self.kept).as_slice() {
+            [last, _, ..] => plain.min(2 * last.bytes),
+            _ => plain,
+        }
     }
 
     /// [`Snapshots::build`] on a thread of its own, with low priority. The state is dropped there too: that may free much.
@@ -336,13 +339,37 @@ impl Snapshots {
         }
         let obsolete = superfluous.iter().any(|other| other.path == file.path);
         drop(kept);
+        self.delete(superfluous);
+        if obsolete { Err(SnapshotError::Obsolete { path: file.path }) } else { Ok(file) }
+    }
+
+    /// Whoever reads one of them has it open. What can't be deleted now, the next start deletes. What they take is given
+    /// back at once if the disk has little room, and otherwise gently, by and by.
+    fn delete(&self, superfluous: Vec<SnapshotFile>) {
+        let (mut unlinked, mut bytes) = (Vec::new(), 0);
         for other in superfluous {
-            // Whoever reads it has it open. If it can't be deleted now, the next start does it.
-            if let Err(e) = fs::remove_file(&other.path) {
-                tracing::warn!("the old snapshot {} can't be deleted: {e}", other.path.display());
+            match Unlinked::new(&other.path) {
+                Ok(gone) => {
+                    bytes += other.bytes;
+                    unlinked.push(gone);
+                }
+                Err(e) => tracing::warn!("the old snapshot {} can't be deleted: {e}", other.path.display()),
             }
         }
-        if obsolete { Err(SnapshotError::Obsolete { path: file.path }) } else { Ok(file) }
+        if unlinked.is_empty() || self.check_room(bytes).is_err() {
+            return;
+        }
+        if let Err(e) = sync_folder(&self.dir) {
+            tracing::warn!("{} can't be synced: {e}", self.dir.display());
+            return;
+        }
+        let free = move || {
+            let _ = rustix::process::nice(NICENESS);
+            unlinked.into_iter().for_each(Unlinked::free_when_alone);
+        };
+        if let Err(e) = std::thread::Builder::new().name("snapshot-free".into()).spawn(free) {
+            tracing::debug!("a deleted snapshot gives its room back all at once: {e}");
+        }
     }
 
     fn rename_damaged(&self, name: &str, why: &str) -> io::Result<()> {
