@@ -59,7 +59,7 @@ impl Fault {
     }
 }
 
-/// Milliseconds since the Unix epoch, by this node's own clock: what no module may see.
+/// Nanoseconds since the Unix epoch, by this node's own clock: what no module may see.
 pub(super) fn own_clock() -> Option<u64> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     // Two nodes may apply an entry in the same microsecond.
