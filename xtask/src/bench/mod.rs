@@ -116,7 +116,8 @@ fn measure(
     if round.is_multiple_of(2) {
         runs.reverse();
     }
-    for (number, run) in runs {
+    let windows = |run: &Run| if options.quick { 1 } else { run.windows };
+    for (number, run) in runs.into_iter().flat_map(|each| std::iter::repeat_n(each, windows(each.1))) {
         let measured = match run.side {
             Side::Raftlet { nodes, settings } => {
                 let key = (nodes, settings.to_vec());

@@ -18,6 +18,8 @@ pub struct Run {
     pub args: Vec<String>,
     /// None: the arguments say how many operations.
     pub seconds: Option<u64>,
+    /// How often it is measured, one time after the other, in each round.
+    pub windows: usize,
     /// Of the charts: the line that it is on, and where.
     pub line: &'static str,
     pub clients: u32,
@@ -50,7 +52,8 @@ const BATCHING: [(&str, &[&str]); 5] = [
 fn run(label: &str, side: Side, line: &'static str, clients: u32, args: &str) -> Run {
     let mut args: Vec<String> = args.split_whitespace().map(String::from).collect();
     args.extend(["--clients".into(), clients.to_string()]);
-    Run { label: format!("{label}, {clients} clients"), side, args, seconds: Some(SECONDS), line, clients }
+    let label = format!("{label}, {clients} clients");
+    Run { label, side, args, seconds: Some(SECONDS), windows: 1, line, clients }
 }
 
 fn once(run: Run) -> Run {
@@ -130,14 +133,15 @@ pub fn all() -> Vec<Scenario> {
         },
         Scenario {
             name: "state",
-            about: "50 clients on a state of 10 thousand, 1 million and 10 million keys",
+            about: "50 clients on a state of 10 thousand, 1 million and 10 million keys, nine times each",
             runs: [("10 thousand keys", "10000"), ("1 million keys", "990000"), ("10 million keys", "9000000")]
                 .into_iter()
                 .flat_map(|(label, ops)| {
                     let fill = format!("--bulk 1000 --value-bytes 16 --ops {ops}");
                     [
                         once(run(&format!("filling up to {label}"), THREE, "fill", 4, &fill)),
-                        run(label, THREE, "Raftlet", 50, "--value-bytes 16"),
+                        // Some windows have a snapshot in them and some have not.
+                        Run { windows: 9, ..run(label, THREE, "Raftlet", 50, "--value-bytes 16") },
                     ]
                 })
                 .collect(),
