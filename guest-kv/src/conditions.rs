@@ -3,7 +3,7 @@
 
 use raftlet_machine::{ArchivedRequest, Reply};
 
-/// A request's conditions. Without the headers everything passes.
+/// A request's conditions, one at least.
 pub struct Conditions {
     if_match: Option<Tags>,
     if_none_match: Option<Tags>,
@@ -32,17 +32,17 @@ struct Tag {
 }
 
 impl Conditions {
-    /// `Err` is the 400 for headers that aren't lists of entity tags.
+    /// `None` without the headers: then everything passes. `Err` is the 400 for those that aren't lists of entity tags.
     #[inline(always)]
-    pub fn of(request: &ArchivedRequest) -> Result<Self, Reply> {
-        if request.headers.is_empty() {
-            return Ok(Conditions { if_match: None, if_none_match: None });
-        }
-        Ok(Conditions { if_match: tags(request, "if-match")?, if_none_match: tags(request, "if-none-match")? })
+    pub fn of(request: &ArchivedRequest) -> Result<Option<Self>, Reply> {
+        if request.headers.is_empty() { Ok(None) } else { Self::of_headers(request) }
     }
 
-    pub fn are_any(&self) -> bool {
-        self.if_match.is_some() || self.if_none_match.is_some()
+    #[inline(never)]
+    fn of_headers(request: &ArchivedRequest) -> Result<Option<Self>, Reply> {
+        let (if_match, if_none_match) = (tags(request, "if-match")?, tags(request, "if-none-match")?);
+        let are_any = if_match.is_some() || if_none_match.is_some();
+        Ok(are_any.then_some(Conditions { if_match, if_none_match }))
     }
 
     /// In the order of RFC 9110 §13.2.2. `current` is the key's revision, `None` if there is no such key.

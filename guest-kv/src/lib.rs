@@ -68,7 +68,7 @@ fn write(revision: u64, request: &ArchivedRequest, store: &mut Store) -> Result<
     match request.method() {
         Method::Put => {
             // What was there isn't fetched for nothing: it is said by `set`.
-            if conditions.are_any() {
+            if let Some(conditions) = conditions {
                 conditions.check_write(current(&key, store))?;
             }
             // One allocation has both.
@@ -81,7 +81,7 @@ fn write(revision: u64, request: &ArchivedRequest, store: &mut Store) -> Result<
         }
         Method::Delete => {
             // RFC 9110 §13.2.1: without the conditions this would be no success, so they don't count.
-            if conditions.are_any() {
+            if let Some(conditions) = conditions {
                 conditions.check_write(Some(current(&key, store).ok_or_else(Reply::not_found)?))?;
             }
             if store.delete(&key) { Ok(Reply::status(204)) } else { Err(Reply::not_found()) }
@@ -94,7 +94,8 @@ fn write(revision: u64, request: &ArchivedRequest, store: &mut Store) -> Result<
 fn read(request: &ArchivedRequest, store: &StoreView) -> Result<Reply, Reply> {
     let stored = store.get(&stored_key(request, 0)?).ok_or_else(Reply::not_found)?;
     let value = Value::of(&stored);
-    let reply = match Conditions::of(request)?.judge(Some(value.revision)) {
+    let verdict = Conditions::of(request)?.map_or(Verdict::Pass, |conditions| conditions.judge(Some(value.revision)));
+    let reply = match verdict {
         Verdict::Pass => Reply::ok(value.bytes),
         Verdict::Unchanged => Reply::status(304),
         Verdict::Failed => return Err(conditions::failed()),

@@ -73,7 +73,13 @@ fn compile(sh: &Shell, toolchain: &Toolchain) -> Result<PathBuf> {
     Ok(target_dir.join(TARGET).join("guest"))
 }
 
-/// Takes this machine's folders out of the file names that panics carry, so that every checkout builds the same bytes.
+/// An instance's memory is searched for written pages after each batch, its stack too, and the default is 1 MiB.
+const STACK_BYTES: usize = 128 << 10;
+/// A call costs a metered module more than the compiler reckons with, whose own threshold is about a fifth of this.
+const INLINE_THRESHOLD: u32 = 1_200;
+
+/// Also takes this machine's folders out of the file names that panics carry, so that every checkout builds the same
+/// bytes.
 fn rustflags(sh: &Shell, toolchain: &Toolchain) -> Result<Vec<String>> {
     let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
     let cargo_home = std::env::var_os("CARGO_HOME").map_or(home.join(".cargo"), PathBuf::from);
@@ -91,7 +97,11 @@ fn rustflags(sh: &Shell, toolchain: &Toolchain) -> Result<Vec<String>> {
     remaps.extend(registries.into_iter().map(|folder| (folder, "/registry")));
     // rustc takes the last one that fits: the longer paths come later.
     remaps.sort_by_key(|(from, _)| from.as_os_str().len());
-    Ok(remaps.iter().map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())).collect())
+    let mut flags: Vec<_> =
+        remaps.iter().map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())).collect();
+    flags.push(format!("-Clink-arg=-zstack-size={STACK_BYTES}"));
+    flags.push(format!("-Cllvm-args=-inline-threshold={INLINE_THRESHOLD}"));
+    Ok(flags)
 }
 
 /// As the host does it before it runs one: what can't be made a component isn't what its metadata says.

@@ -43,15 +43,20 @@ fn bytes<'a>(caller: &'a mut Caller<'_>) -> Result<(&'a mut [u8], &'a mut Room),
 }
 
 fn set(mut caller: Caller<'_>, key: u32, key_bytes: u32, value: u32, value_bytes: u32) -> wasmtime::Result<u32> {
+    // Nearly every command calls this, so the guest's memory is looked up once; what isn't paid for isn't done.
+    let fuel = caller.get_fuel()?;
     let (guest, room) = bytes(&mut caller)?;
     let (key, value) = (span(guest.len(), key, key_bytes)?, span(guest.len(), value, value_bytes)?);
-    let limits = room.limits;
-    let bytes_in_all = key.len() + value.len();
-    host::charge_bytes(&mut caller.as_context_mut(), FUEL_CALL + FUEL_WRITE, bytes_in_all)?;
-    host::check("key", key.len(), limits.key_bytes_max)?;
-    host::check("value", value.len(), limits.value_bytes_max)?;
-    let (guest, room) = bytes(&mut caller)?;
-    Ok(room.writer()?.set(&guest[key], &guest[value]).into())
+    let left = fuel.checked_sub(host::price_of_bytes(FUEL_CALL + FUEL_WRITE, key.len() + value.len()));
+    let replaced = if left.is_some() { write(room, &guest[key], &guest[value]) } else { Ok(false) };
+    host::spend(&mut caller.as_context_mut(), left.unwrap_or(0), left.is_none())?;
+    Ok(replaced?.into())
+}
+
+fn write(room: &mut Room, key: &[u8], value: &[u8]) -> Result<bool, Stop> {
+    host::check("key", key.len(), room.limits.key_bytes_max)?;
+    host::check("value", value.len(), room.limits.value_bytes_max)?;
+    Ok(room.writer()?.set(key, value))
 }
 
 fn delete(mut caller: Caller<'_>, key: u32, key_bytes: u32) -> wasmtime::Result<u32> {

@@ -201,7 +201,11 @@ pub(super) fn charge(caller: &mut Caller<'_>, fuel: u64) -> wasmtime::Result<()>
 }
 
 pub(super) fn charge_bytes(caller: &mut Caller<'_>, base: u64, bytes: usize) -> wasmtime::Result<()> {
-    charge(caller, base.saturating_add(FUEL_BYTE.saturating_mul(bytes as u64)))
+    charge(caller, price_of_bytes(base, bytes))
+}
+
+pub(super) fn price_of_bytes(base: u64, bytes: usize) -> u64 {
+    base.saturating_add(FUEL_BYTE.saturating_mul(bytes as u64))
 }
 
 /// Sets the fuel that is left after host work; `starved`: it was not enough.

@@ -12,9 +12,10 @@ use std::ptr;
 /// Small sizes are rounded up to a multiple of this; it is also every block's alignment.
 const STEP: usize = 16;
 const SMALL_MAX: usize = 1 << 10;
-const SMALL_CLASSES: usize = SMALL_MAX / STEP;
+/// The first is that of blocks of no bytes, which nobody asks for: so a size's class is found with one division.
+const SMALL_CLASSES: usize = SMALL_MAX / STEP + 1;
 /// Larger ones are rounded up to a power of two. Beyond this they are the standard library's.
-const BLOCK_MAX: usize = 128 << 10;
+const BLOCK_MAX: usize = 256 << 10;
 const CLASSES: usize = SMALL_CLASSES + (BLOCK_MAX / SMALL_MAX).ilog2() as usize;
 /// Enough for a thousand commands of a hundred bytes. Pages of it that aren't written cost nothing.
 const ARENA_BYTES: usize = 768 << 10;
@@ -66,6 +67,69 @@ impl Allocator {
         (state.next, state.bytes_left) = (chunk, length);
         state.cut(block_bytes(class))
     }
+
+    /// A block of this class.
+    #[inline(always)]
+    fn take(&self, class: usize) -> *mut u8 {
+        // SAFETY: nobody else has the state: there is one thread.
+        let state = unsafe { &mut *self.state.get() };
+        let block = state.free[class];
+        if block.is_null() {
+            let bytes = block_bytes(class);
+            return if state.bytes_left < bytes { self.refill(class) } else { state.cut(bytes) };
+        }
+        // SAFETY: a free block begins with the address of the next one.
+        state.free[class] = unsafe { block.cast::<*mut u8>().read() };
+        block
+    }
+
+    /// # Safety
+    /// It is a block of this class, and nobody uses it any more.
+    #[inline(always)]
+    unsafe fn give(&self, block: *mut u8, class: usize) {
+        let state = unsafe { &mut *self.state.get() };
+        unsafe { block.cast::<*mut u8>().write(state.free[class]) };
+        state.free[class] = block;
+    }
+
+    /// What isn't small is kept out of the way of what is.
+    #[cold]
+    #[inline(never)]
+    unsafe fn alloc_large(&self, layout: Layout) -> *mut u8 {
+        match class(layout) {
+            Some(class) => self.take(class),
+            None => unsafe { System.alloc(layout) },
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn dealloc_large(&self, block: *mut u8, layout: Layout) {
+        match class(layout) {
+            Some(class) => unsafe { self.give(block, class) },
+            None => unsafe { System.dealloc(block, layout) },
+        }
+    }
+}
+
+#[cfg(target_arch = "wasm32")]
+impl Allocator {
+    /// An empty list with room for so many, of the global allocator. `Vec::with_capacity` asks it through two functions
+    /// that the compiler doesn't inline, which costs a module as much as the block.
+    #[inline(always)]
+    pub fn vec<T>(&'static self, capacity: usize) -> Vec<T> {
+        let Ok(layout) = Layout::array::<T>(capacity) else { return Vec::with_capacity(capacity) };
+        if layout.size() == 0 {
+            return Vec::new();
+        }
+        // SAFETY: the size isn't zero.
+        let block = unsafe { self.alloc(layout) };
+        if block.is_null() {
+            std::alloc::handle_alloc_error(layout);
+        }
+        // SAFETY: lists give their blocks back to the global allocator, which the caller promises that this is.
+        unsafe { Vec::from_raw_parts(block.cast(), 0, capacity) }
+    }
 }
 
 impl State {
@@ -83,7 +147,7 @@ impl State {
         while self.bytes_left >= STEP {
             let small = self.bytes_left < 2 * SMALL_MAX;
             let class = if small {
-                self.bytes_left.min(SMALL_MAX) / STEP - 1
+                self.bytes_left.min(SMALL_MAX) / STEP
             } else {
                 (SMALL_CLASSES + (self.bytes_left / SMALL_MAX).ilog2() as usize - 1).min(CLASSES - 1)
             };
@@ -96,21 +160,26 @@ impl State {
     }
 }
 
-/// The list that blocks of this layout are in, `None` if they are the standard library's.
+/// Its list is known without a search.
 #[inline(always)]
+fn is_small(layout: Layout) -> bool {
+    layout.size() <= SMALL_MAX && layout.align() <= STEP
+}
+
+/// The list that blocks of this layout are in, `None` if they are the standard library's.
 fn class(layout: Layout) -> Option<usize> {
-    let bytes = layout.size().max(1);
+    let bytes = layout.size();
     if layout.align() > STEP || bytes > BLOCK_MAX {
         None
     } else if bytes <= SMALL_MAX {
-        Some((bytes - 1) / STEP)
+        Some(bytes.div_ceil(STEP))
     } else {
         Some(SMALL_CLASSES + ((bytes - 1) / SMALL_MAX).ilog2() as usize)
     }
 }
 
 const fn block_bytes(class: usize) -> usize {
-    if class < SMALL_CLASSES { (class + 1) * STEP } else { (SMALL_MAX * 2) << (class - SMALL_CLASSES) }
+    if class < SMALL_CLASSES { class * STEP } else { (SMALL_MAX * 2) << (class - SMALL_CLASSES) }
 }
 
 // SAFETY: a block is at least as large as what its class is for, and aligned to STEP; it is in its class's list only
@@ -118,26 +187,16 @@ const fn block_bytes(class: usize) -> usize {
 unsafe impl GlobalAlloc for Allocator {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let Some(class) = class(layout) else { return unsafe { System.alloc(layout) } };
-        let state = unsafe { &mut *self.state.get() };
-        let block = state.free[class];
-        if block.is_null() {
-            let bytes = block_bytes(class);
-            if state.bytes_left < bytes {
-                return self.refill(class);
-            }
-            return state.cut(bytes);
-        }
-        state.free[class] = unsafe { block.cast::<*mut u8>().read() };
-        block
+        if is_small(layout) { self.take(layout.size().div_ceil(STEP)) } else { unsafe { self.alloc_large(layout) } }
     }
 
     #[inline]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        let Some(class) = class(layout) else { return unsafe { System.dealloc(block, layout) } };
-        let state = unsafe { &mut *self.state.get() };
-        unsafe { block.cast::<*mut u8>().write(state.free[class]) };
-        state.free[class] = block;
+        if is_small(layout) {
+            unsafe { self.give(block, layout.size().div_ceil(STEP)) };
+        } else {
+            unsafe { self.dealloc_large(block, layout) };
+        }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
@@ -166,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_block_is_as_large_as_any_layout_of_its_class() {
-        for bytes in (0..=2 * SMALL_MAX).chain([BLOCK_MAX / 2, BLOCK_MAX / 2 + 1, BLOCK_MAX - 1, BLOCK_MAX]) {
+        for bytes in (1..=2 * SMALL_MAX).chain([BLOCK_MAX / 2, BLOCK_MAX / 2 + 1, BLOCK_MAX - 1, BLOCK_MAX]) {
             let class = class(Layout::from_size_align(bytes, STEP).unwrap()).unwrap();
             assert!(class < CLASSES && block_bytes(class) >= bytes, "{bytes} bytes in class {class}");
             assert!(block_bytes(class).is_multiple_of(STEP) && block_bytes(class) <= CHUNK_BYTES);

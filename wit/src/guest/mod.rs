@@ -97,3 +97,12 @@ macro_rules! export {
 #[cfg(target_arch = "wasm32")]
 #[global_allocator]
 static ALLOCATOR: allocator::Allocator = allocator::Allocator::new();
+
+/// An empty list with room for so many.
+#[inline(always)]
+fn vec_with_capacity<T>(capacity: usize) -> Vec<T> {
+    #[cfg(target_arch = "wasm32")]
+    return ALLOCATOR.vec(capacity);
+    #[cfg(not(target_arch = "wasm32"))]
+    Vec::with_capacity(capacity)
+}

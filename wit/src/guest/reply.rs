@@ -1,7 +1,9 @@
 //! How a machine builds a reply.
 
 use std::fmt::Display;
+use std::mem;
 
+use super::vec_with_capacity;
 use crate::{Header, Reply};
 
 impl Reply {
@@ -44,10 +46,14 @@ impl Reply {
     #[inline(always)]
     pub fn with_header(mut self, name: &str, value: impl Into<Vec<u8>>) -> Self {
         // Few replies have a second one, and room for four costs more than to make room again.
-        if self.headers.is_empty() {
-            self.headers = Vec::with_capacity(1);
+        if self.headers.capacity() == 0 {
+            // There is nothing to free.
+            mem::forget(mem::replace(&mut self.headers, vec_with_capacity(1)));
         }
-        self.headers.push(Header { name: name.into(), value: value.into() });
+        // SAFETY: nothing is valid UTF-8.
+        let mut owned = unsafe { String::from_utf8_unchecked(vec_with_capacity(name.len())) };
+        owned.push_str(name);
+        self.headers.push(Header { name: owned, value: value.into() });
         self
     }
 
