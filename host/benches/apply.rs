@@ -3,7 +3,8 @@
 //! machine: `cargo bench --workspace --bench apply`.
 //!
 //! `RAFTLET_BENCH_KEYS=10000000` for another size of the state, in keys (default: 10,000 and 1,000,000 in turn);
-//! `RAFTLET_BENCH_MS`: how long a case takes, per variant.
+//! `RAFTLET_BENCH_MS`: how long a case takes, per variant. For a profile: `RAFTLET_BENCH_CASE=1000x100` runs one size of
+//! batch and value alone, `RAFTLET_BENCH_ONLY=wasm` one variant (`wasm`, `native`, `whole`).
 
 mod common;
 
@@ -30,14 +31,17 @@ fn main() {
     println!("ns per command, median of {ROUNDS} rounds in turn (range of the ratio: quartiles)");
     println!("      keys  batch  value     wasm   native  ratio            whole apply");
     let engine = Engine::new().expect("the engine starts");
+    let (case_only, only) = (std::env::var("RAFTLET_BENCH_CASE").ok(), std::env::var("RAFTLET_BENCH_ONLY").ok());
     for keys in sizes {
         for (commands, value_bytes) in BATCHES {
-            case(&engine, keys, commands, value_bytes, time / ROUNDS);
+            if case_only.as_ref().is_none_or(|case| *case == format!("{commands}x{value_bytes}")) {
+                case(&engine, keys, commands, value_bytes, time / ROUNDS, only.as_deref());
+            }
         }
     }
 }
 
-fn case(engine: &Engine, keys: u64, commands: u64, value_bytes: usize, round: Duration) {
+fn case(engine: &Engine, keys: u64, commands: u64, value_bytes: usize, round: Duration, only: Option<&str>) {
     let module = common::module(engine);
     let batches: Vec<_> = (0..DIFFERENT).map(|seed| common::batch(commands, keys, value_bytes, seed)).collect();
     let start = common::map(keys, value_bytes);
@@ -45,7 +49,10 @@ fn case(engine: &Engine, keys: u64, commands: u64, value_bytes: usize, round: Du
     let mut replica = common::replica(engine, start);
     let (mut wasm, mut native, mut whole, mut ratios) = (vec![], vec![], vec![], vec![]);
     let mut turn = 0;
-    let per_command = |mut each: Box<dyn FnMut(usize) + '_>, turn: &mut usize| {
+    let per_command = |name: &str, mut each: Box<dyn FnMut(usize) + '_>, turn: &mut usize| {
+        if only.is_some_and(|only| only != name) {
+            return f64::NAN;
+        }
         let started = Instant::now();
         let mut runs = 0;
         while started.elapsed() < round {
@@ -57,15 +64,17 @@ fn case(engine: &Engine, keys: u64, commands: u64, value_bytes: usize, round: Du
     };
     for _ in 0..ROUNDS {
         let a = per_command(
+            "wasm",
             Box::new(|at| left = common::through_wasm(&module, left.clone(), &batches[at], 1).1),
             &mut turn,
         );
-        let b = per_command(Box::new(|at| right = common::natively(right.clone(), &batches[at], 1).1), &mut turn);
+        let b =
+            per_command("native", Box::new(|at| right = common::natively(right.clone(), &batches[at], 1).1), &mut turn);
         let apply = |at: usize| {
             let entry = common::entry(&replica, Kind::Batch, batches[at].clone());
             drop(replica.apply(&entry, Effort::Whole).expect("this machine is sound"));
         };
-        let c = per_command(Box::new(apply), &mut turn);
+        let c = per_command("whole", Box::new(apply), &mut turn);
         wasm.push(a);
         native.push(b);
         whole.push(c);

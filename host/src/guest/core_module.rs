@@ -46,8 +46,20 @@ const SPECIAL: [&str; 4] = ["_initialize", "cabi_export_realloc", "cabi_import_r
 const LIST_BYTES: usize = 8;
 const LIST_ALIGN: usize = 4;
 
+/// Larger batches, in bytes, run in memory of their own. What an instance has written is set back after it and stays
+/// resident, and all that is resident is set back again after each instance that follows there: without this, once a
+/// large batch was run, each small one paid for its pages.
+const LARGE_BATCH_BYTES: usize = 32 << 10;
+
 /// One of the two functions that take a batch, ready to be instantiated.
 pub(super) struct CoreEntrance {
+    usual: Prepared,
+    /// For large batches: the same code as another module, because the pool gives each module the memory that it had
+    /// before.
+    large: Prepared,
+}
+
+struct Prepared {
     pre: InstancePre<Room>,
     function: ModuleExport,
     memory: ModuleExport,
@@ -69,23 +81,36 @@ impl CoreEntrance {
             return Ok(None);
         }
         let local = |error: wasmtime::Error| LocalFault::new(format!("{error:#}"));
-        let mut linker = Linker::new(engine);
-        core_imports::link(&mut linker).map_err(local)?;
-        // Every import is there and has its type, so nothing is wrong with the module.
-        let pre = linker.instantiate_pre(&module).map_err(local)?;
-        let index = |name| module.get_export_index(name);
-        let (Some(function), Some(memory), Some(realloc)) = (index(export), index(MEMORY), index(REALLOC)) else {
-            return Ok(None);
-        };
-        Ok(Some(CoreEntrance { pre, function, memory, realloc }))
+        let compiled = module.serialize().map_err(local)?;
+        // SAFETY: this engine made these bytes, just now.
+        let copy = unsafe { Module::deserialize(engine, compiled) }.map_err(local)?;
+        let (usual, large) =
+            (Prepared::new(&module, export).map_err(local)?, Prepared::new(&copy, export).map_err(local)?);
+        Ok(Some(CoreEntrance { usual, large }))
     }
 
     pub(super) fn engine(&self) -> &Engine {
-        self.pre.module().engine()
+        self.usual.pre.module().engine()
     }
 
     /// A fresh instance, one call. `run`: empty for all.
     pub(super) fn call(&self, store: &mut Store<Room>, job: &Job<'_>, run: &[u32]) -> wasmtime::Result<Vec<u8>> {
+        let is_large = job.batch.len() > LARGE_BATCH_BYTES;
+        if is_large { self.large.call(store, job, run) } else { self.usual.call(store, job, run) }
+    }
+}
+
+impl Prepared {
+    /// The module has the functions above.
+    fn new(module: &Module, export: &str) -> wasmtime::Result<Self> {
+        let mut linker = Linker::new(module.engine());
+        core_imports::link(&mut linker)?;
+        let pre = linker.instantiate_pre(module)?;
+        let index = |name| module.get_export_index(name).ok_or_else(|| lost(name));
+        Ok(Prepared { pre, function: index(export)?, memory: index(MEMORY)?, realloc: index(REALLOC)? })
+    }
+
+    fn call(&self, store: &mut Store<Room>, job: &Job<'_>, run: &[u32]) -> wasmtime::Result<Vec<u8>> {
         let instance = self.pre.instantiate(&mut *store)?;
         let memory = self.settle(store, &instance)?;
         let function = instance.get_module_export(&mut *store, &self.function).and_then(|export| export.into_func());

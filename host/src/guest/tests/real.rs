@@ -98,6 +98,21 @@ fn statics_nans_and_contexts_are_the_same_on_every_instance() {
     }
 }
 
+/// Large batches have memory of their own, which is as fresh each time.
+#[test]
+fn large_batches_and_small_ones_in_turn() {
+    for module in guest("hostile.wasm") {
+        let [small, large] = [1, 100 << 10].map(|bytes| {
+            let command = |path| request(Method::Put, path, &vec![7; bytes]);
+            Batch { commands: vec![command("/static"), command("/big-key/3")] }
+        });
+        for batch in [&small, &large, &small, &large] {
+            let replies = module.apply(&CONTEXT, valid(&batch.to_bytes()), &[], Shelf::default()).unwrap().0;
+            assert_eq!(bodies(&replies), ["1", ""]);
+        }
+    }
+}
+
 #[test]
 fn hostile_queries_fail_alone() {
     for module in guest("hostile.wasm") {
