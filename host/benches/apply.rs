@@ -30,18 +30,19 @@ fn main() {
     let time = Duration::from_millis(number("RAFTLET_BENCH_MS").unwrap_or(1_500));
     println!("ns per command, median of {ROUNDS} rounds in turn (range of the ratio: quartiles)");
     println!("      keys  batch  value     wasm   native  ratio            whole apply");
-    let engine = Engine::new().expect("the engine starts");
     let (case_only, only) = (std::env::var("RAFTLET_BENCH_CASE").ok(), std::env::var("RAFTLET_BENCH_ONLY").ok());
     for keys in sizes {
         for (commands, value_bytes) in BATCHES {
             if case_only.as_ref().is_none_or(|case| *case == format!("{commands}x{value_bytes}")) {
-                case(&engine, keys, commands, value_bytes, time / ROUNDS, only.as_deref());
+                case(keys, commands, value_bytes, time / ROUNDS, only.as_deref());
             }
         }
     }
 }
 
-fn case(engine: &Engine, keys: u64, commands: u64, value_bytes: usize, round: Duration, only: Option<&str>) {
+fn case(keys: u64, commands: u64, value_bytes: usize, round: Duration, only: Option<&str>) {
+    // Each with an engine of its own: memory that another case's instances have written would be dearer to set back.
+    let engine = &Engine::new().expect("the engine starts");
     let module = common::module(engine);
     let batches: Vec<_> = (0..DIFFERENT).map(|seed| common::batch(commands, keys, value_bytes, seed)).collect();
     let start = common::map(keys, value_bytes);

@@ -46,16 +46,17 @@ const SPECIAL: [&str; 4] = ["_initialize", "cabi_export_realloc", "cabi_import_r
 const LIST_BYTES: usize = 8;
 const LIST_ALIGN: usize = 4;
 
-/// Larger batches, in bytes, run in memory of their own. What an instance has written is set back after it and stays
-/// resident, and all that is resident is set back again after each instance that follows there: without this, once a
-/// large batch was run, each small one paid for its pages.
+/// Larger batches, in bytes, run in memory of their own. Of the memory that an instance begins with, what it has written is
+/// set back and stays resident, and all that is resident there is set back again after each instance that follows: without
+/// this, once a large batch was run, each small one paid for its pages. (After several modules were compiled, a memory may
+/// still have such pages of another one's.)
 const LARGE_BATCH_BYTES: usize = 32 << 10;
 
 /// One of the two functions that take a batch, ready to be instantiated.
 pub(super) struct CoreEntrance {
     usual: Prepared,
-    /// For large batches: the same code as another module, because the pool gives each module the memory that it had
-    /// before.
+    /// For large batches: the same code as another module, because the pool gives a module the memory that it had before,
+    /// if nobody else has it.
     large: Prepared,
 }
 
@@ -101,7 +102,7 @@ impl CoreEntrance {
 }
 
 impl Prepared {
-    /// The module has the functions above.
+    /// The module must have passed `has_shape`.
     fn new(module: &Module, export: &str) -> wasmtime::Result<Self> {
         let mut linker = Linker::new(module.engine());
         core_imports::link(&mut linker)?;
@@ -150,9 +151,9 @@ impl Prepared {
     }
 }
 
-/// An export that was there when the module was compiled. Not a fault of the module's.
+/// An export that `has_shape` has seen. Not a fault of the module's.
 fn lost(what: &str) -> wasmtime::Error {
-    wasmtime::Error::msg(format!("the instance has no {what}"))
+    wasmtime::Error::msg(format!("the export {what} got lost"))
 }
 
 fn has_shape(module: &Module) -> bool {

@@ -95,7 +95,16 @@ const HOST_HEADERS: [&str; 9] = [
     "transfer-encoding",
     "upgrade",
 ];
-const HOST_HEADER_BYTES_MIN: usize = "trailer".len();
+const HOST_HEADER_BYTES_MIN: usize = {
+    let (mut min, mut at) = (usize::MAX, 0);
+    while at < HOST_HEADERS.len() {
+        if HOST_HEADERS[at].len() < min {
+            min = HOST_HEADERS[at].len();
+        }
+        at += 1;
+    }
+    min
+};
 
 #[cfg(test)]
 mod tests {

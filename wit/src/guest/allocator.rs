@@ -54,6 +54,12 @@ impl Allocator {
     fn refill(&self, class: usize) -> *mut u8 {
         // SAFETY: nobody else has the state: there is one thread, and System doesn't call back.
         let state = unsafe { &mut *self.state.get() };
+        let bytes = block_bytes(class);
+        // The rest of the chunk stays for what is smaller.
+        if !state.next.is_null() && bytes > CHUNK_BYTES / 8 {
+            // SAFETY: as below.
+            return unsafe { System.alloc(Layout::from_size_align_unchecked(bytes, STEP)) };
+        }
         state.keep_rest();
         let (chunk, length) = if state.next.is_null() {
             (self.arena.get().cast::<u8>(), ARENA_BYTES)
@@ -65,7 +71,7 @@ impl Allocator {
             return chunk;
         }
         (state.next, state.bytes_left) = (chunk, length);
-        state.cut(block_bytes(class))
+        state.cut(bytes)
     }
 
     /// A block of this class.
@@ -87,12 +93,16 @@ impl Allocator {
     /// It is a block of this class, and nobody uses it any more.
     #[inline(always)]
     unsafe fn give(&self, block: *mut u8, class: usize) {
+        // SAFETY: there is one thread; the block is free from here on, and has room for an address.
         let state = unsafe { &mut *self.state.get() };
         unsafe { block.cast::<*mut u8>().write(state.free[class]) };
         state.free[class] = block;
     }
 
     /// What isn't small is kept out of the way of what is.
+    ///
+    /// # Safety
+    /// As of `GlobalAlloc`.
     #[cold]
     #[inline(never)]
     unsafe fn alloc_large(&self, layout: Layout) -> *mut u8 {
@@ -102,6 +112,8 @@ impl Allocator {
         }
     }
 
+    /// # Safety
+    /// As of `GlobalAlloc`.
     #[cold]
     #[inline(never)]
     unsafe fn dealloc_large(&self, block: *mut u8, layout: Layout) {
@@ -114,10 +126,13 @@ impl Allocator {
 
 #[cfg(target_arch = "wasm32")]
 impl Allocator {
-    /// An empty list with room for so many, of the global allocator. `Vec::with_capacity` asks it through two functions
-    /// that the compiler doesn't inline, which costs a module as much as the block.
+    /// An empty list with room for so many. `Vec::with_capacity` asks the global allocator through two functions that the
+    /// compiler doesn't inline, which costs a module as much as the block.
+    ///
+    /// # Safety
+    /// This is the global allocator: lists give their blocks back to that.
     #[inline(always)]
-    pub fn vec<T>(&'static self, capacity: usize) -> Vec<T> {
+    pub unsafe fn vec<T>(&'static self, capacity: usize) -> Vec<T> {
         let Ok(layout) = Layout::array::<T>(capacity) else { return Vec::with_capacity(capacity) };
         if layout.size() == 0 {
             return Vec::new();
@@ -127,7 +142,7 @@ impl Allocator {
         if block.is_null() {
             std::alloc::handle_alloc_error(layout);
         }
-        // SAFETY: lists give their blocks back to the global allocator, which the caller promises that this is.
+        // SAFETY: the block has room for so many; that it is the list's allocator's, the caller promises.
         unsafe { Vec::from_raw_parts(block.cast(), 0, capacity) }
     }
 }
@@ -187,6 +202,7 @@ const fn block_bytes(class: usize) -> usize {
 unsafe impl GlobalAlloc for Allocator {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        debug_assert_ne!(layout.size(), 0);
         if is_small(layout) { self.take(layout.size().div_ceil(STEP)) } else { unsafe { self.alloc_large(layout) } }
     }
 

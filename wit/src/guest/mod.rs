@@ -102,7 +102,8 @@ static ALLOCATOR: allocator::Allocator = allocator::Allocator::new();
 #[inline(always)]
 fn vec_with_capacity<T>(capacity: usize) -> Vec<T> {
     #[cfg(target_arch = "wasm32")]
-    return ALLOCATOR.vec(capacity);
+    // SAFETY: it is the global allocator.
+    return unsafe { ALLOCATOR.vec(capacity) };
     #[cfg(not(target_arch = "wasm32"))]
     Vec::with_capacity(capacity)
 }

@@ -50,7 +50,7 @@ impl Reply {
             // There is nothing to free.
             mem::forget(mem::replace(&mut self.headers, vec_with_capacity(1)));
         }
-        // SAFETY: nothing is valid UTF-8.
+        // SAFETY: there are no bytes yet that could be malformed.
         let mut owned = unsafe { String::from_utf8_unchecked(vec_with_capacity(name.len())) };
         owned.push_str(name);
         self.headers.push(Header { name: owned, value: value.into() });
