@@ -78,8 +78,8 @@ const STACK_BYTES: usize = 128 << 10;
 /// A call costs a metered module more than the compiler reckons with, whose own threshold is about a fifth of this.
 const INLINE_THRESHOLD: u32 = 1_200;
 
-/// Also takes this machine's folders out of the file names that panics carry, so that every checkout builds the same
-/// bytes.
+/// Stack and inlining as above, and this machine's folders are taken out of the file names that panics carry, so that every
+/// checkout builds the same bytes.
 fn rustflags(sh: &Shell, toolchain: &Toolchain) -> Result<Vec<String>> {
     let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
     let cargo_home = std::env::var_os("CARGO_HOME").map_or(home.join(".cargo"), PathBuf::from);
